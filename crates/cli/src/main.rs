@@ -1,0 +1,2 @@
+//! Polaris command line.
+fn main() {}
