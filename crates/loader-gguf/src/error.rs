@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use core_tensor::{FileError, TensorError};
+use core_tensor::{DType, FileError, TensorError};
 
 use crate::{GgmlType, MAX_ALIGNMENT, MAX_DIMS, MAX_NAME_LEN, MAX_NESTING, ValueType};
 
@@ -307,6 +307,15 @@ pub enum Fault {
         /// Bytes of the file.
         file_len: u64,
     },
+    /// ggml has no such tensor type; only when writing.
+    #[error("GGUF has no tensor type for {dtype}")]
+    NoGgmlType {
+        /// The dtype.
+        dtype: DType,
+    },
+    /// The data section passes 2^64 bytes; only when writing.
+    #[error("the file becomes too large")]
+    FileTooLarge,
     /// Two tensors share bytes.
     #[error("its data overlaps that of tensor '{}'", other.escape_debug())]
     Overlap {

@@ -9,6 +9,7 @@ use core_tensor::{FileAccess, FileBytes, Tensor, WeightSource};
 use crate::error::{GgufError, SplitFault};
 use crate::shard::{Shard, TensorInfo};
 use crate::split;
+use crate::summary::Summary;
 use crate::value::{Array, Elements, FromValue, Value, ValueType};
 
 /// The version of the format.
@@ -310,6 +311,18 @@ impl Gguf {
     #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    /// The number of parameters: elements of all tensors.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.tensors.iter().map(|info| info.elements() as u64).sum()
+    }
+
+    /// A description for people: all keys, all tensors, totals per type.
+    #[must_use]
+    pub fn summary(&self) -> Summary<'_> {
+        Summary::new(self)
     }
 
     /// What the file says of a tensor.

@@ -2,20 +2,26 @@
 
 #![forbid(unsafe_code)]
 
+mod array_buf;
 mod cursor;
 mod error;
 mod ggml_type;
 mod gguf;
 mod shard;
 mod split;
+mod summary;
 mod value;
+mod writer;
 
+pub use array_buf::ArrayBuf;
 pub use error::{Fault, GgufError, Malformed, SplitFault, Subject};
 pub use ggml_type::GgmlType;
 pub use gguf::{ByteStrings, Gguf, Strings, Version};
 pub use shard::TensorInfo;
 pub use split::shard_path;
+pub use summary::Summary;
 pub use value::{Array, Elements, FromValue, Value, ValueType};
+pub use writer::GgufWriter;
 
 /// Extents of a tensor at most (ggml's `GGML_MAX_DIMS`).
 pub const MAX_DIMS: usize = 4;

@@ -179,6 +179,12 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Shows the value in one line, without its type: strings escaped and cut after `limit` characters, of arrays the first
+    /// four elements.
+    pub fn show(self, limit: usize) -> impl fmt::Display + use<'a> {
+        Shown { value: self, limit }
+    }
+
     /// Type and, where it is short, value: for messages.
     pub(crate) fn describe(&self) -> String {
         match self {
@@ -196,10 +202,10 @@ impl fmt::Debug for Value<'_> {
     }
 }
 
-/// Shows a value in one line: a string escaped and cut after `limit` characters, the first elements of an array.
-pub(crate) struct Shown<'a> {
-    pub(crate) value: Value<'a>,
-    pub(crate) limit: usize,
+/// See [`Value::show`].
+struct Shown<'a> {
+    value: Value<'a>,
+    limit: usize,
 }
 
 impl fmt::Display for Shown<'_> {
