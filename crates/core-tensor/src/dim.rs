@@ -1,0 +1,281 @@
+//! Extents: numbers, or expressions over named symbols.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// An extent of a shape: a number, a symbol such as `tokens`, or an expression over symbols.
+///
+/// Build sums and products with [`Dim::add`], [`Dim::mul`] and so on: they fold constants and order the operands of
+/// commutative operations, so that equal expressions compare equal in the cases that graphs contain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dim {
+    /// A known extent.
+    Num(usize),
+    /// A named symbol; it gets its value when a program runs, and its upper bound when it is compiled.
+    Sym(Arc<str>),
+    /// An expression.
+    Expr(Arc<DimExpr>),
+}
+
+/// An operation on extents.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DimExpr {
+    /// `a + b`
+    Add(Dim, Dim),
+    /// `a - b`; an error where it would be negative.
+    Sub(Dim, Dim),
+    /// `a * b`
+    Mul(Dim, Dim),
+    /// `a / b`, rounded down.
+    Div(Dim, Dim),
+    /// `a / b`, rounded up.
+    DivCeil(Dim, Dim),
+    /// The smaller.
+    Min(Dim, Dim),
+    /// The larger.
+    Max(Dim, Dim),
+}
+
+/// The extents of a tensor, outermost first.
+pub type Shape = Vec<Dim>;
+
+/// Why an extent has no value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DimError {
+    /// The symbol is not bound.
+    #[error("the extent {symbol:?} has no value")]
+    Unbound {
+        /// The symbol.
+        symbol: Arc<str>,
+    },
+    /// The expression leaves the range of extents.
+    #[error("the extent {expression} overflows, is negative or divides by zero")]
+    Range {
+        /// The expression.
+        expression: String,
+    },
+}
+
+/// Values (or upper bounds) of symbols.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bindings(BTreeMap<Arc<str>, usize>);
+
+impl Bindings {
+    /// No bindings.
+    #[must_use]
+    pub fn new() -> Bindings {
+        Bindings::default()
+    }
+
+    /// These bindings and one more.
+    #[must_use]
+    pub fn with(mut self, symbol: &str, value: usize) -> Bindings {
+        self.set(symbol, value);
+        self
+    }
+
+    /// Binds a symbol, replacing its value.
+    pub fn set(&mut self, symbol: &str, value: usize) {
+        self.0.insert(Arc::from(symbol), value);
+    }
+
+    /// The value of a symbol.
+    #[must_use]
+    pub fn get(&self, symbol: &str) -> Option<usize> {
+        self.0.get(symbol).copied()
+    }
+
+    /// All bindings in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().map(|(symbol, value)| (&**symbol, *value))
+    }
+}
+
+impl Dim {
+    /// A symbol.
+    #[must_use]
+    pub fn sym(name: &str) -> Dim {
+        Dim::Sym(Arc::from(name))
+    }
+
+    /// The number, if it is one.
+    #[must_use]
+    pub fn as_num(&self) -> Option<usize> {
+        match self {
+            Dim::Num(n) => Some(*n),
+            Dim::Sym(_) | Dim::Expr(_) => None,
+        }
+    }
+
+    /// `self + other`
+    #[must_use]
+    #[allow(clippy::should_implement_trait)] // folds; it is no arithmetic on numbers
+    pub fn add(self, other: Dim) -> Dim {
+        match (self, other) {
+            (Dim::Num(0), dim) | (dim, Dim::Num(0)) => dim,
+            (a, b) => fold(if a <= b { DimExpr::Add(a, b) } else { DimExpr::Add(b, a) }),
+        }
+    }
+
+    /// `self - other`
+    #[must_use]
+    #[allow(clippy::should_implement_trait)]
+    pub fn sub(self, other: Dim) -> Dim {
+        match (self, other) {
+            (dim, Dim::Num(0)) => dim,
+            (a, b) if a == b => Dim::Num(0),
+            (a, b) => fold(DimExpr::Sub(a, b)),
+        }
+    }
+
+    /// `self * other`
+    #[must_use]
+    #[allow(clippy::should_implement_trait)]
+    pub fn mul(self, other: Dim) -> Dim {
+        match (self, other) {
+            (Dim::Num(1), dim) | (dim, Dim::Num(1)) => dim,
+            (a, b) => fold(if a <= b { DimExpr::Mul(a, b) } else { DimExpr::Mul(b, a) }),
+        }
+    }
+
+    /// `self / other`, rounded down.
+    #[must_use]
+    #[allow(clippy::should_implement_trait)]
+    pub fn div(self, other: Dim) -> Dim {
+        match (self, other) {
+            (dim, Dim::Num(1)) => dim,
+            (a, b) => fold(DimExpr::Div(a, b)),
+        }
+    }
+
+    /// `self / other`, rounded up.
+    #[must_use]
+    pub fn div_ceil(self, other: Dim) -> Dim {
+        match (self, other) {
+            (dim, Dim::Num(1)) => dim,
+            (a, b) => fold(DimExpr::DivCeil(a, b)),
+        }
+    }
+
+    /// The value under these bindings.
+    ///
+    /// # Errors
+    /// When a symbol is unbound, or the expression overflows, is negative or divides by zero.
+    pub fn eval(&self, bindings: &Bindings) -> Result<usize, DimError> {
+        match self {
+            Dim::Num(n) => Ok(*n),
+            Dim::Sym(symbol) => bindings.get(symbol).ok_or_else(|| DimError::Unbound { symbol: symbol.clone() }),
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                let (a, b) = (a.eval(bindings)?, b.eval(bindings)?);
+                expr.apply(a, b).ok_or_else(|| DimError::Range { expression: self.to_string() })
+            }
+        }
+    }
+
+    /// Calls `f` with every symbol in the expression.
+    pub fn symbols(&self, f: &mut impl FnMut(&Arc<str>)) {
+        match self {
+            Dim::Num(_) => {}
+            Dim::Sym(symbol) => f(symbol),
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                a.symbols(f);
+                b.symbols(f);
+            }
+        }
+    }
+}
+
+fn fold(expr: DimExpr) -> Dim {
+    let (a, b) = expr.operands();
+    if let (Some(a), Some(b)) = (a.as_num(), b.as_num())
+        && let Some(n) = expr.apply(a, b)
+    {
+        return Dim::Num(n);
+    }
+    Dim::Expr(Arc::new(expr))
+}
+
+impl DimExpr {
+    fn operands(&self) -> (&Dim, &Dim) {
+        use DimExpr::*;
+        match self {
+            Add(a, b) | Sub(a, b) | Mul(a, b) | Div(a, b) | DivCeil(a, b) | Min(a, b) | Max(a, b) => (a, b),
+        }
+    }
+
+    fn apply(&self, a: usize, b: usize) -> Option<usize> {
+        match self {
+            DimExpr::Add(..) => a.checked_add(b),
+            DimExpr::Sub(..) => a.checked_sub(b),
+            DimExpr::Mul(..) => a.checked_mul(b),
+            DimExpr::Div(..) => a.checked_div(b),
+            DimExpr::DivCeil(..) => (b != 0).then(|| a.div_ceil(b)),
+            DimExpr::Min(..) => Some(a.min(b)),
+            DimExpr::Max(..) => Some(a.max(b)),
+        }
+    }
+}
+
+impl From<usize> for Dim {
+    fn from(n: usize) -> Dim {
+        Dim::Num(n)
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Num(n) => write!(f, "{n}"),
+            Dim::Sym(symbol) => f.write_str(symbol),
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                match &**expr {
+                    DimExpr::Add(..) => write!(f, "({a}+{b})"),
+                    DimExpr::Sub(..) => write!(f, "({a}-{b})"),
+                    DimExpr::Mul(..) => write!(f, "{a}*{b}"),
+                    DimExpr::Div(..) => write!(f, "{a}/{b}"),
+                    DimExpr::DivCeil(..) => write!(f, "ceil({a}/{b})"),
+                    DimExpr::Min(..) => write!(f, "min({a},{b})"),
+                    DimExpr::Max(..) => write!(f, "max({a},{b})"),
+                }
+            }
+        }
+    }
+}
+
+/// The numbers of a shape under bindings.
+///
+/// # Errors
+/// As [`Dim::eval`].
+pub fn eval_shape(shape: &[Dim], bindings: &Bindings) -> Result<Vec<usize>, DimError> {
+    shape.iter().map(|dim| dim.eval(bindings)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_fold_and_operands_are_ordered() {
+        let tokens = Dim::sym("tokens");
+        assert_eq!(Dim::Num(3).mul(Dim::Num(4)), Dim::Num(12));
+        assert_eq!(tokens.clone().mul(2.into()), Dim::Num(2).mul(tokens.clone()));
+        assert_eq!(tokens.clone().sub(tokens.clone()), Dim::Num(0));
+        assert_eq!(tokens.clone().add(0.into()), tokens);
+    }
+
+    #[test]
+    fn evaluation_names_the_unbound_symbol_and_the_bad_expression() {
+        let dim = Dim::sym("tokens").sub(Dim::Num(5));
+        assert_eq!(dim.eval(&Bindings::new().with("tokens", 7)), Ok(2));
+        assert_eq!(dim.eval(&Bindings::new()), Err(DimError::Unbound { symbol: "tokens".into() }));
+        assert_eq!(
+            dim.eval(&Bindings::new().with("tokens", 3)),
+            Err(DimError::Range { expression: "(tokens-5)".into() })
+        );
+    }
+}

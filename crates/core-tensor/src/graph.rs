@@ -1,0 +1,551 @@
+//! The graph: values, nodes in order of execution, declared states.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::dim::{Bindings, Dim, DimError, Shape};
+use crate::op::{Inference, Op, OpError};
+use crate::{DType, Tensor, Weight};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub(crate) u32);
+
+        impl $name {
+            /// The position in the graph's list.
+            #[must_use]
+            pub fn index(self) -> usize {
+                self.0 as usize
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+    };
+}
+id!(
+    /// A value of a graph.
+    ValueId, "%");
+id!(
+    /// A state of a graph.
+    StateId, "$");
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueType {
+    /// A tensor.
+    Tensor {
+        /// Element type.
+        dtype: DType,
+        /// Extents, outermost first.
+        shape: Shape,
+    },
+    /// The effect of writing a state: whoever reads the state afterwards consumes it.
+    Token(StateId),
+}
+
+impl ValueType {
+    /// A tensor type.
+    #[must_use]
+    pub fn tensor(dtype: DType, shape: &[Dim]) -> ValueType {
+        ValueType::Tensor { dtype, shape: shape.to_vec() }
+    }
+
+    /// Dtype and shape, if this is a tensor.
+    #[must_use]
+    pub fn as_tensor(&self) -> Option<(DType, &[Dim])> {
+        match self {
+            ValueType::Tensor { dtype, shape } => Some((*dtype, shape)),
+            ValueType::Token(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ValueType::Tensor { dtype, shape } => {
+                write!(f, "{dtype}[")?;
+                for (i, dim) in shape.iter().enumerate() {
+                    write!(f, "{}{dim}", if i == 0 { "" } else { ", " })?;
+                }
+                f.write_str("]")
+            }
+            ValueType::Token(state) => write!(f, "token({state})"),
+        }
+    }
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug)]
+pub enum ValueSource {
+    /// Given at each run.
+    Input,
+    /// A weight or constant of the graph.
+    Weight(Arc<Weight>),
+    /// Computed by a node.
+    Node,
+}
+
+/// A value: an input, a weight, or the output of a node.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Name for people and messages; unique for inputs, weights and outputs.
+    pub name: String,
+    /// What it is.
+    pub ty: ValueType,
+    /// Where it comes from.
+    pub source: ValueSource,
+}
+
+/// A node: one application of an operator.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Name for people and messages.
+    pub name: String,
+    /// The operator and its attributes.
+    pub op: Op,
+    /// Inputs in the operator's order; `None` where an optional input is left out.
+    pub inputs: Vec<Option<ValueId>>,
+    /// Outputs in the operator's order.
+    pub outputs: Vec<ValueId>,
+}
+
+/// A state: rows that outlive a step, such as a KV cache. For each slot it holds `capacity` rows, addressed by position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDecl {
+    /// Name for people and messages.
+    pub name: String,
+    /// Element type of the stored rows: f32, f16 or q8_0.
+    pub dtype: DType,
+    /// Extents of one row, the last one contiguous: `[n_kv, head_dim]`.
+    pub row: Vec<usize>,
+    /// Rows per slot; bound when a session is made.
+    pub capacity: Dim,
+    /// If given, the state is a ring: position `p` lies at row `p % capacity`, and readers look back over at most this many
+    /// positions (a sliding window). A step may write at most `capacity - window + 1` rows of a slot.
+    pub window: Option<usize>,
+}
+
+/// One representation of computation: values, nodes in order of execution, declared states.
+///
+/// Symbols in the inputs' shapes get their values from the tensors that a run is given.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    name: String,
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+    states: Vec<StateDecl>,
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+}
+
+/// Why a graph is wrong, or could not be extended.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GraphError {
+    /// An operator refused its inputs.
+    #[error("node {node:?} ({op}): {source}")]
+    Op {
+        /// The node.
+        node: String,
+        /// The operator.
+        op: &'static str,
+        /// The operator's reason.
+        source: OpError,
+    },
+    /// A node uses a value before it is computed, or one that is not there.
+    #[error("node {node:?} uses {value} before it is computed")]
+    Order {
+        /// The node.
+        node: String,
+        /// The value.
+        value: ValueId,
+    },
+    /// A value is computed twice.
+    #[error("{value} is computed twice, the second time by node {node:?}")]
+    Twice {
+        /// The second node.
+        node: String,
+        /// The value.
+        value: ValueId,
+    },
+    /// The recorded type of a value is not what its operator gives.
+    #[error("node {node:?}: {value} is recorded as {recorded}, the operator gives {inferred}")]
+    Type {
+        /// The node.
+        node: String,
+        /// The value.
+        value: ValueId,
+        /// The type in the graph.
+        recorded: String,
+        /// The type that the operator's shape rule gives.
+        inferred: String,
+    },
+    /// The graph has an output that nothing computes.
+    #[error("output {value} is not computed")]
+    Output {
+        /// The value.
+        value: ValueId,
+    },
+    /// A run was given the wrong number of inputs.
+    #[error("the graph takes {expected} inputs, {found} given")]
+    InputCount {
+        /// Inputs of the graph.
+        expected: usize,
+        /// Inputs given.
+        found: usize,
+    },
+    /// A run was given an input of the wrong dtype or shape.
+    #[error("input {name:?} is {expected}, {found} given")]
+    Input {
+        /// The input.
+        name: String,
+        /// The type in the graph.
+        expected: String,
+        /// The type given.
+        found: String,
+    },
+    /// An extent has no value.
+    #[error(transparent)]
+    Dim(#[from] DimError),
+}
+
+impl Graph {
+    /// An empty graph.
+    #[must_use]
+    pub fn new(name: &str) -> Graph {
+        Graph { name: name.to_owned(), ..Graph::default() }
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All values; a [`ValueId`] is an index into them.
+    #[must_use]
+    pub fn values(&self) -> &[Value] {
+        &self.values
+    }
+
+    /// One value.
+    #[must_use]
+    pub fn value(&self, id: ValueId) -> &Value {
+        &self.values[id.index()]
+    }
+
+    /// Dtype and shape of a value that is a tensor.
+    #[must_use]
+    pub fn tensor_type(&self, id: ValueId) -> Option<(DType, &[Dim])> {
+        self.value(id).ty.as_tensor()
+    }
+
+    /// The weight behind a value, if it is one.
+    #[must_use]
+    pub fn weight_of(&self, id: ValueId) -> Option<&Arc<Weight>> {
+        match &self.value(id).source {
+            ValueSource::Weight(weight) => Some(weight),
+            ValueSource::Input | ValueSource::Node => None,
+        }
+    }
+
+    /// Nodes in order of execution.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// States.
+    #[must_use]
+    pub fn states(&self) -> &[StateDecl] {
+        &self.states
+    }
+
+    /// One state.
+    #[must_use]
+    pub fn state(&self, id: StateId) -> &StateDecl {
+        &self.states[id.index()]
+    }
+
+    /// Inputs in the order in which a run takes them.
+    #[must_use]
+    pub fn inputs(&self) -> &[ValueId] {
+        &self.inputs
+    }
+
+    /// Outputs in the order in which a run gives them.
+    #[must_use]
+    pub fn outputs(&self) -> &[ValueId] {
+        &self.outputs
+    }
+
+    /// All weights.
+    pub fn weights(&self) -> impl Iterator<Item = (ValueId, &Arc<Weight>)> {
+        (0..self.values.len() as u32).map(ValueId).filter_map(|id| Some((id, self.weight_of(id)?)))
+    }
+
+    fn push(&mut self, name: String, ty: ValueType, source: ValueSource) -> ValueId {
+        self.values.push(Value { name, ty, source });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    /// Adds an input.
+    pub fn input(&mut self, name: &str, dtype: DType, shape: &[Dim]) -> ValueId {
+        let id = self.push(name.to_owned(), ValueType::tensor(dtype, shape), ValueSource::Input);
+        self.inputs.push(id);
+        id
+    }
+
+    /// Adds a weight.
+    pub fn weight(&mut self, name: &str, weight: Arc<Weight>) -> ValueId {
+        let shape: Shape = weight.shape().iter().map(|extent| Dim::Num(*extent)).collect();
+        let ty = ValueType::Tensor { dtype: weight.dtype(), shape };
+        self.push(name.to_owned(), ty, ValueSource::Weight(weight))
+    }
+
+    /// Declares a state.
+    pub fn add_state(&mut self, state: StateDecl) -> StateId {
+        self.states.push(state);
+        StateId(self.states.len() as u32 - 1)
+    }
+
+    /// Adds a node with one output and gives that output.
+    ///
+    /// # Errors
+    /// When an input is not there, or the operator refuses its inputs.
+    pub fn add(&mut self, name: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphError> {
+        let inputs: Vec<Option<ValueId>> = inputs.iter().copied().map(Some).collect();
+        Ok(self.add_node(name, op, inputs)?[0])
+    }
+
+    /// Adds a node and gives its outputs (at least one).
+    ///
+    /// # Errors
+    /// When an input is not there, or the operator refuses its inputs.
+    pub fn add_node(&mut self, name: &str, op: Op, inputs: Vec<Option<ValueId>>) -> Result<Vec<ValueId>, GraphError> {
+        let types = self.infer(name, &op, &inputs)?;
+        let outputs: Vec<ValueId> = types
+            .into_iter()
+            .enumerate()
+            .map(|(i, ty)| {
+                let name = if i == 0 { name.to_owned() } else { format!("{name}.{i}") };
+                self.push(name, ty, ValueSource::Node)
+            })
+            .collect();
+        self.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    /// Makes a value an output.
+    pub fn output(&mut self, value: ValueId) {
+        self.outputs.push(value);
+    }
+
+    fn infer(&self, name: &str, op: &Op, inputs: &[Option<ValueId>]) -> Result<Vec<ValueType>, GraphError> {
+        let mut types = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            types.push(match input {
+                None => None,
+                Some(id) => Some(
+                    &self
+                        .values
+                        .get(id.index())
+                        .ok_or_else(|| GraphError::Order { node: name.to_owned(), value: *id })?
+                        .ty,
+                ),
+            });
+        }
+        op.infer(&Inference { inputs: &types, states: &self.states }).map_err(|source| GraphError::Op {
+            node: name.to_owned(),
+            op: op.name(),
+            source,
+        })
+    }
+
+    /// Checks everything that holds for a graph: order of nodes, single assignment, types as the shape rules give them, outputs computed.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    pub fn verify(&self) -> Result<(), GraphError> {
+        let mut known: HashSet<ValueId> = (0..self.values.len() as u32)
+            .map(ValueId)
+            .filter(|id| !matches!(self.value(*id).source, ValueSource::Node))
+            .collect();
+        for node in &self.nodes {
+            for input in node.inputs.iter().flatten() {
+                if !known.contains(input) {
+                    return Err(GraphError::Order { node: node.name.clone(), value: *input });
+                }
+            }
+            let inferred = self.infer(&node.name, &node.op, &node.inputs)?;
+            for (i, output) in node.outputs.iter().enumerate() {
+                let Some(value) = self.values.get(output.index()) else {
+                    return Err(GraphError::Output { value: *output });
+                };
+                if !known.insert(*output) {
+                    return Err(GraphError::Twice { node: node.name.clone(), value: *output });
+                }
+                if inferred.get(i) != Some(&value.ty) || inferred.len() != node.outputs.len() {
+                    return Err(GraphError::Type {
+                        node: node.name.clone(),
+                        value: *output,
+                        recorded: value.ty.to_string(),
+                        inferred: inferred.get(i).map_or_else(|| "nothing".to_owned(), ToString::to_string),
+                    });
+                }
+            }
+        }
+        match self.outputs.iter().find(|output| !known.contains(output)) {
+            Some(value) => Err(GraphError::Output { value: *value }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the tensors of a run against the inputs, and gives the symbols their values.
+    ///
+    /// # Errors
+    /// When count, dtype, rank or an extent is not what the graph says.
+    pub fn bind_inputs(&self, tensors: &[Tensor]) -> Result<Bindings, GraphError> {
+        if tensors.len() != self.inputs.len() {
+            return Err(GraphError::InputCount { expected: self.inputs.len(), found: tensors.len() });
+        }
+        let mut bindings = Bindings::new();
+        for (id, tensor) in self.inputs.iter().zip(tensors) {
+            let value = self.value(*id);
+            let fits = value.ty.as_tensor().is_some_and(|(dtype, shape)| {
+                dtype == tensor.dtype()
+                    && shape.len() == tensor.shape().len()
+                    && shape.iter().zip(tensor.shape()).all(|(dim, extent)| match dim {
+                        Dim::Sym(symbol) => match bindings.get(symbol) {
+                            Some(bound) => bound == *extent,
+                            None => {
+                                bindings.set(symbol, *extent);
+                                true
+                            }
+                        },
+                        Dim::Num(_) | Dim::Expr(_) => dim.eval(&bindings).is_ok_and(|n| n == *extent),
+                    })
+            });
+            if !fits {
+                return Err(GraphError::Input {
+                    name: value.name.clone(),
+                    expected: value.ty.to_string(),
+                    found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
+                });
+            }
+        }
+        Ok(bindings)
+    }
+
+    /// The stable text of the graph: what snapshots hold.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        use fmt::Write;
+        let mut text = format!("graph {}\n", self.name);
+        for (i, state) in self.states.iter().enumerate() {
+            let row: String = state.row.iter().fold(String::new(), |text, extent| text + &format!(", {extent}"));
+            let ring = state.window.map_or(String::new(), |window| format!(" ring of window {window}"));
+            let _ = writeln!(text, "state ${i}: {}[{}{row}]{ring}  // {}", state.dtype, state.capacity, state.name);
+        }
+        for id in &self.inputs {
+            let value = self.value(*id);
+            let _ = writeln!(text, "input {id}: {}  // {}", value.ty, value.name);
+        }
+        for (id, _) in self.weights() {
+            let value = self.value(id);
+            let _ = writeln!(text, "weight {id}: {}  // {}", value.ty, value.name);
+        }
+        for node in &self.nodes {
+            let list = |ids: &mut dyn Iterator<Item = String>| ids.collect::<Vec<_>>().join(", ");
+            let outputs = list(&mut node.outputs.iter().map(|output| format!("{output}: {}", self.value(*output).ty)));
+            let inputs = list(&mut node.inputs.iter().map(|i| i.map_or("_".to_owned(), |id| id.to_string())));
+            let _ =
+                writeln!(text, "{outputs} = {}({inputs}){}  // {}", node.op.name(), node.op.attributes(), node.name);
+        }
+        for id in &self.outputs {
+            let _ = writeln!(text, "output {id}");
+        }
+        text
+    }
+}
+
+/// Rebuilds a graph node by node: the way in which passes rewrite. Values of the old graph are mapped to values of the new one.
+pub struct Rewriter<'a> {
+    old: &'a Graph,
+    new: Graph,
+    map: Vec<Option<ValueId>>,
+}
+
+impl<'a> Rewriter<'a> {
+    /// Starts a new graph with the old one's states and inputs.
+    #[must_use]
+    pub fn new(old: &'a Graph) -> Rewriter<'a> {
+        let mut rewriter = Rewriter { old, new: Graph::new(&old.name), map: vec![None; old.values.len()] };
+        rewriter.new.states = old.states.clone();
+        for id in &old.inputs {
+            let value = old.value(*id);
+            let new = rewriter.new.push(value.name.clone(), value.ty.clone(), ValueSource::Input);
+            rewriter.new.inputs.push(new);
+            rewriter.map[id.index()] = Some(new);
+        }
+        rewriter
+    }
+
+    /// The new value for an old one; weights come along when they are first asked for.
+    ///
+    /// # Panics
+    /// When the old value is the output of a node that was not copied: a pass that drops a node must map its outputs first.
+    pub fn get(&mut self, old: ValueId) -> ValueId {
+        if let Some(new) = self.map[old.index()] {
+            return new;
+        }
+        let value = self.old.value(old);
+        let ValueSource::Weight(weight) = &value.source else {
+            panic!("{old} ({}) is used before the pass mapped it", value.name);
+        };
+        let new = self.new.weight(&value.name, weight.clone());
+        self.map[old.index()] = Some(new);
+        new
+    }
+
+    /// Says which new value stands for an old one.
+    pub fn map(&mut self, old: ValueId, new: ValueId) {
+        self.map[old.index()] = Some(new);
+    }
+
+    /// Copies a node.
+    ///
+    /// # Errors
+    /// When the operator refuses its (rewritten) inputs.
+    pub fn copy(&mut self, node: &Node) -> Result<Vec<ValueId>, GraphError> {
+        let inputs = node.inputs.iter().map(|input| input.map(|id| self.get(id))).collect();
+        let outputs = self.new.add_node(&node.name, node.op.clone(), inputs)?;
+        for (old, new) in node.outputs.iter().zip(&outputs) {
+            self.map(*old, *new);
+        }
+        Ok(outputs)
+    }
+
+    /// The new graph, to add to it.
+    pub fn graph(&mut self) -> &mut Graph {
+        &mut self.new
+    }
+
+    /// Ends with the old graph's outputs.
+    #[must_use]
+    pub fn finish(mut self) -> Graph {
+        for output in &self.old.outputs {
+            let new = self.get(*output);
+            self.new.outputs.push(new);
+        }
+        self.new
+    }
+}

@@ -1,0 +1,119 @@
+//! Attention.
+
+use super::{Evaluation, Inference, OpError, Operator, show};
+use crate::{DType, Dim, ValueType};
+
+/// Causal scaled dot-product attention over two states, with grouped-query heads (ONNX Attention, ggml `flash_attn_ext`).
+///
+/// Inputs: `q` f32 `[tokens, heads, head_dim]`; the tokens of the states K and V (rows `[n_kv, head_dim]`), consumed after this
+/// step's rows were written; positions i32 `[tokens]`; slots i32 `[tokens]`. Output: f32 `[tokens, heads, head_dim of V]`.
+///
+/// A row at position `p` of slot `s` attends to positions `0..=p` of that slot, or to the last `window` of them.
+/// Query head `h` reads key head `h / (heads / n_kv)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// What dot products are multiplied with, usually `1/sqrt(head_dim)`.
+    pub scale: f32,
+    /// If given, scores become `softcap * tanh(score / softcap)` (Gemma 2).
+    pub softcap: Option<f32>,
+    /// If given, only the last `window` positions are seen (sliding-window attention).
+    pub window: Option<usize>,
+}
+
+impl Attention {
+    /// The first position that a row at `position` sees.
+    #[must_use]
+    pub fn first_position(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+impl Operator for Attention {
+    fn name(&self) -> &'static str {
+        "Attention"
+    }
+
+    fn attributes(&self) -> String {
+        let mut text = format!(" {{scale={}", self.scale);
+        if let Some(softcap) = self.softcap {
+            text += &format!(", softcap={softcap}");
+        }
+        if let Some(window) = self.window {
+            text += &format!(", window={window}");
+        }
+        text + "}"
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(5..=5, "5")?;
+        let q = cx.f32(0)?;
+        let (_, k) = cx.token(1)?;
+        let (_, v) = cx.token(2)?;
+        let [tokens, Dim::Num(heads), Dim::Num(head_dim)] = q else {
+            return Err(OpError::Shape(format!("q must be [tokens, heads, head_dim], it is {}", show(q))));
+        };
+        for input in [3, 4] {
+            let rows = cx.i32_vector(input)?;
+            if rows != tokens {
+                return Err(OpError::Shape(format!("{rows} positions or slots for q {}", show(q))));
+            }
+        }
+        let ([k_heads, k_dim], [v_heads, v_dim]) = (&k.row[..], &v.row[..]) else {
+            return Err(OpError::Shape("the rows of K and V must be [n_kv, head_dim]".into()));
+        };
+        if k_heads != v_heads || *k_heads == 0 || !heads.is_multiple_of(*k_heads) || k_dim != head_dim {
+            return Err(OpError::Shape(format!(
+                "q {} does not fit K rows [{k_heads}, {k_dim}] and V rows [{v_heads}, {v_dim}]",
+                show(q)
+            )));
+        }
+        if k.capacity != v.capacity || k.window != v.window {
+            return Err(OpError::Shape(format!("K holds {} rows, V {}", k.capacity, v.capacity)));
+        }
+        if k.window.is_some_and(|kept| self.window.is_none_or(|seen| seen > kept)) {
+            return Err(OpError::Attribute {
+                name: "window",
+                reason: format!("{:?} looks further back than the state keeps rows ({:?})", self.window, k.window),
+            });
+        }
+        if self.window == Some(0) {
+            return Err(OpError::Attribute { name: "window", reason: "it is 0".into() });
+        }
+        Ok(vec![ValueType::tensor(DType::F32, &[tokens.clone(), Dim::Num(*heads), Dim::Num(*v_dim)])])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let q = cx.f32(0)?;
+        let (k_state, v_state) = (cx.token(1)?, cx.token(2)?);
+        let (positions, slots) = (cx.i32(3)?, cx.i32(4)?);
+        let shape = cx.tensor(0)?.shape().to_vec();
+        let (heads, head_dim) = (shape[1], shape[2]);
+        let k_heads = cx.states.row_shape(k_state)[0];
+        let v_dim = cx.states.row_shape(v_state)[1];
+        let mut y = vec![0.0f32; positions.len() * heads * v_dim];
+        for token in 0..positions.len() {
+            let (slot, last) = cx.states.place(k_state, slots[token], positions[token])?;
+            let first = self.first_position(last);
+            for head in 0..heads {
+                let kv_head = head / (heads / k_heads);
+                let query = &q[(token * heads + head) * head_dim..][..head_dim];
+                let mut scores = Vec::with_capacity(last + 1 - first);
+                for position in first..=last {
+                    let key = cx.states.read(k_state, slot, position, kv_head)?;
+                    let dot: f32 = query.iter().zip(&key).map(|(a, b)| a * b).sum();
+                    let score = dot * self.scale;
+                    scores.push(self.softcap.map_or(score, |cap| cap * (score / cap).tanh()));
+                }
+                let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+                scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+                let sum: f32 = scores.iter().sum();
+                let out = &mut y[(token * heads + head) * v_dim..][..v_dim];
+                for (position, score) in (first..=last).zip(&scores) {
+                    let value = cx.states.read(v_state, slot, position, kv_head)?;
+                    out.iter_mut().zip(&value).for_each(|(o, v)| *o += score / sum * v);
+                }
+            }
+        }
+        cx.put_f32(0, &y)
+    }
+}

@@ -1,0 +1,325 @@
+//! The operators: a closed enum of small plain structs, each with a shape rule and a reference implementation.
+//!
+//! Names are ONNX's where ONNX has the operator, ggml's where only ggml has it. One file per family; the same family has the
+//! same file name in every crate. The enum is exhaustive on purpose: every `match` on it in a backend is complete, so that the
+//! compiler lists what a new operator still lacks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::dim::{Bindings, Dim, DimError, Shape};
+use crate::graph::{StateDecl, StateId, ValueType};
+use crate::{DType, TensorError};
+
+mod attention;
+mod custom;
+mod elementwise;
+mod gather;
+mod matmul;
+mod norm;
+mod reduce;
+mod rope;
+mod shape;
+mod state;
+
+pub use attention::Attention;
+pub use custom::CustomOp;
+pub use elementwise::{Binary, GatedActivation, Unary};
+pub use gather::Gather;
+pub use matmul::{MatMul, quantize_row_q8};
+pub use norm::RmsNormalization;
+pub use reduce::{ArgMax, Reduce, ReduceKind, Softmax};
+pub use rope::{RopeScaling, RotaryEmbedding, rope_table};
+pub use shape::{Cast, Concat, Reshape, Slice, Transpose};
+pub use state::StateWrite;
+
+pub(crate) use crate::interpreter::Evaluation;
+
+/// An operator with its attributes.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// `A·B` or `A·Bᵀ`; picks its kernel by the dtype of its weight.
+    MatMul(MatMul),
+    /// Root-mean-square normalization of the last extent, times a weight.
+    RmsNormalization(RmsNormalization),
+    /// Rotary position embedding.
+    RotaryEmbedding(RotaryEmbedding),
+    /// Scaled dot-product attention over states, grouped-query heads.
+    Attention(Attention),
+    /// Writes rows into a state.
+    StateWrite(StateWrite),
+    /// Takes rows along the first extent.
+    Gather(Gather),
+    /// Element-wise function of one operand.
+    Unary(Unary),
+    /// Element-wise function of two operands, broadcast.
+    Binary(Binary),
+    /// `activation(gate) * up`.
+    GatedActivation(GatedActivation),
+    /// Softmax along the last extent.
+    Softmax(Softmax),
+    /// Sum, mean or maximum along the last extent.
+    Reduce(Reduce),
+    /// Index of the largest element along the last extent.
+    ArgMax(ArgMax),
+    /// Another shape for the same elements.
+    Reshape(Reshape),
+    /// Permutes extents.
+    Transpose(Transpose),
+    /// A range of one extent.
+    Slice(Slice),
+    /// Joins along one extent.
+    Concat(Concat),
+    /// Converts the element type.
+    Cast(Cast),
+    /// A user's operator.
+    Custom(Arc<dyn CustomOp>),
+}
+
+/// Why an operator refuses its inputs.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// Too few or too many inputs.
+    #[error("takes {expected} inputs, {found} given")]
+    Arity {
+        /// How many there should be ("2", "3 or 4").
+        expected: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// An input has the wrong dtype.
+    #[error("input {input} is {found}; it must be {expected}")]
+    DType {
+        /// Which input, from 0.
+        input: usize,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// Shapes do not fit.
+    #[error("{0}")]
+    Shape(String),
+    /// An attribute is out of range.
+    #[error("attribute {name}: {reason}")]
+    Attribute {
+        /// The attribute.
+        name: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An index lies outside of what it indexes.
+    #[error("index {index} is outside of 0..{len} ({what})")]
+    Index {
+        /// What is indexed.
+        what: &'static str,
+        /// The index.
+        index: i64,
+        /// How many there are.
+        len: usize,
+    },
+    /// An extent has no value.
+    #[error(transparent)]
+    Dim(#[from] DimError),
+    /// A tensor could not be made or read.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// A user's operator failed.
+    #[error("{0}")]
+    Custom(String),
+}
+
+/// What a shape rule sees.
+pub struct Inference<'a> {
+    /// The inputs' types; `None` where an optional input is left out.
+    pub inputs: &'a [Option<&'a ValueType>],
+    /// The graph's states.
+    pub states: &'a [StateDecl],
+}
+
+impl<'a> Inference<'a> {
+    /// Fails unless the number of inputs is in the range.
+    pub(crate) fn arity(&self, range: std::ops::RangeInclusive<usize>, expected: &'static str) -> Result<(), OpError> {
+        if range.contains(&self.inputs.len()) {
+            return Ok(());
+        }
+        Err(OpError::Arity { expected, found: self.inputs.len() })
+    }
+
+    /// Dtype and shape of a required tensor input.
+    pub(crate) fn tensor(&self, input: usize) -> Result<(DType, &'a [Dim]), OpError> {
+        match self.inputs.get(input).copied().flatten() {
+            Some(ValueType::Tensor { dtype, shape }) => Ok((*dtype, shape)),
+            Some(ty @ ValueType::Token(_)) => {
+                Err(OpError::DType { input, expected: "a tensor", found: ty.to_string() })
+            }
+            None => Err(OpError::DType { input, expected: "a tensor", found: "left out".into() }),
+        }
+    }
+
+    /// Shape of a required input that must have one of these dtypes.
+    pub(crate) fn typed(&self, input: usize, dtypes: &[DType], expected: &'static str) -> Result<&'a [Dim], OpError> {
+        let (dtype, shape) = self.tensor(input)?;
+        if dtypes.contains(&dtype) {
+            return Ok(shape);
+        }
+        Err(OpError::DType { input, expected, found: dtype.to_string() })
+    }
+
+    /// Shape of a required f32 input.
+    pub(crate) fn f32(&self, input: usize) -> Result<&'a [Dim], OpError> {
+        self.typed(input, &[DType::F32], "f32")
+    }
+
+    /// Extent of a required i32 vector.
+    pub(crate) fn i32_vector(&self, input: usize) -> Result<&'a Dim, OpError> {
+        match self.typed(input, &[DType::I32], "an i32 vector")? {
+            [extent] => Ok(extent),
+            shape => Err(OpError::Shape(format!("input {input} must be a vector, it has {} extents", shape.len()))),
+        }
+    }
+
+    /// Whether an optional input is there.
+    pub(crate) fn has(&self, input: usize) -> bool {
+        self.inputs.get(input).copied().flatten().is_some()
+    }
+
+    /// The state of a token input.
+    pub(crate) fn token(&self, input: usize) -> Result<(StateId, &'a StateDecl), OpError> {
+        let found = match self.inputs.get(input).copied().flatten() {
+            Some(ValueType::Token(id)) => match self.states.get(id.index()) {
+                Some(state) => return Ok((*id, state)),
+                None => format!("{id}, which is not declared"),
+            },
+            Some(ty @ ValueType::Tensor { .. }) => ty.to_string(),
+            None => "left out".into(),
+        };
+        Err(OpError::DType { input, expected: "a state token", found })
+    }
+}
+
+/// What every operator has.
+pub(crate) trait Operator {
+    fn name(&self) -> &'static str;
+
+    /// Attributes as `to_text` prints them: ` {axis=0}` or nothing.
+    fn attributes(&self) -> String {
+        String::new()
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError>;
+
+    /// The reference: plain loops, obviously right, f32 accumulation. Never tuned.
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError>;
+}
+
+impl Op {
+    fn operator(&self) -> &dyn Operator {
+        match self {
+            Op::MatMul(op) => op,
+            Op::RmsNormalization(op) => op,
+            Op::RotaryEmbedding(op) => op,
+            Op::Attention(op) => op,
+            Op::StateWrite(op) => op,
+            Op::Gather(op) => op,
+            Op::Unary(op) => op,
+            Op::Binary(op) => op,
+            Op::GatedActivation(op) => op,
+            Op::Softmax(op) => op,
+            Op::Reduce(op) => op,
+            Op::ArgMax(op) => op,
+            Op::Reshape(op) => op,
+            Op::Transpose(op) => op,
+            Op::Slice(op) => op,
+            Op::Concat(op) => op,
+            Op::Cast(op) => op,
+            Op::Custom(op) => op,
+        }
+    }
+
+    /// The operator's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.operator().name()
+    }
+
+    /// The attributes as `to_text` prints them; equal operators print alike.
+    #[must_use]
+    pub fn attributes(&self) -> String {
+        self.operator().attributes()
+    }
+
+    /// The shape rule: the outputs' types for these inputs. Returns an error, never panics.
+    ///
+    /// # Errors
+    /// When the operator refuses its inputs.
+    pub fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        self.operator().infer(cx)
+    }
+
+    /// The reference implementation.
+    pub(crate) fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        self.operator().eval(cx)
+    }
+
+    /// Whether running the operator does more than give its outputs (it writes a state).
+    #[must_use]
+    pub fn has_effect(&self) -> bool {
+        matches!(self, Op::StateWrite(_))
+    }
+}
+
+/// Shapes in messages.
+pub(crate) fn show(shape: &[Dim]) -> String {
+    struct Show<'a>(&'a [Dim]);
+    impl fmt::Display for Show<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("[")?;
+            for (i, dim) in self.0.iter().enumerate() {
+                write!(f, "{}{dim}", if i == 0 { "" } else { ", " })?;
+            }
+            f.write_str("]")
+        }
+    }
+    Show(shape).to_string()
+}
+
+/// The last extent and those before it.
+pub(crate) fn split_last(shape: &[Dim]) -> Result<(&[Dim], &Dim), OpError> {
+    shape
+        .split_last()
+        .map(|(last, rest)| (rest, last))
+        .ok_or_else(|| OpError::Shape("a scalar has no last extent".into()))
+}
+
+/// The shape that NumPy-style broadcasting gives.
+pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, OpError> {
+    let rank = a.len().max(b.len());
+    let one = Dim::Num(1);
+    let at = |shape: &[Dim], i: usize| -> Dim {
+        (i + shape.len()).checked_sub(rank).and_then(|i| shape.get(i).cloned()).unwrap_or_else(|| one.clone())
+    };
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (x, y) if x == y => Ok(x),
+            (x, y) if x == one => Ok(y),
+            (x, y) if y == one => Ok(x),
+            _ => Err(OpError::Shape(format!("shapes {} and {} do not broadcast", show(a), show(b)))),
+        })
+        .collect()
+}
+
+/// An axis that may count from the end, as an index.
+pub(crate) fn axis(axis: isize, rank: usize) -> Result<usize, OpError> {
+    let index = if axis < 0 { axis.checked_add_unsigned(rank) } else { Some(axis) };
+    index
+        .and_then(|index| usize::try_from(index).ok())
+        .filter(|index| *index < rank)
+        .ok_or_else(|| OpError::Attribute { name: "axis", reason: format!("{axis} is outside of a rank of {rank}") })
+}
+
+/// Concrete extents of a shape under bindings, for messages and evaluation.
+pub(crate) fn concrete(shape: &[Dim], bindings: &Bindings) -> Result<Vec<usize>, OpError> {
+    Ok(crate::dim::eval_shape(shape, bindings)?)
+}

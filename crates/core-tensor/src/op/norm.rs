@@ -1,0 +1,45 @@
+//! Normalizations.
+
+use super::{Evaluation, Inference, OpError, Operator, show, split_last};
+use crate::{DType, ValueType};
+
+/// `y = x / sqrt(mean(x²) + epsilon) * w` over the last extent (ONNX RMSNormalization, Zhang and Sennrich 2019).
+///
+/// Inputs: `x` f32 `[..., n]`; `w` f32 `[n]`. Output: f32, as `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNormalization {
+    /// Added to the mean of squares.
+    pub epsilon: f32,
+}
+
+impl Operator for RmsNormalization {
+    fn name(&self) -> &'static str {
+        "RMSNormalization"
+    }
+
+    fn attributes(&self) -> String {
+        format!(" {{epsilon={:e}}}", self.epsilon)
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(2..=2, "2")?;
+        let x = cx.f32(0)?;
+        let w = cx.f32(1)?;
+        let (_, n) = split_last(x)?;
+        if w != [n.clone()] {
+            return Err(OpError::Shape(format!("the weight {} does not fit {}", show(w), show(x))));
+        }
+        Ok(vec![ValueType::tensor(DType::F32, x)])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let mut x = cx.f32(0)?;
+        let w = cx.f32(1)?;
+        for row in x.chunks_mut(w.len().max(1)) {
+            let squares: f32 = row.iter().map(|v| v * v).sum();
+            let scale = 1.0 / (squares / w.len() as f32 + self.epsilon).sqrt();
+            row.iter_mut().zip(&w).for_each(|(v, w)| *v = *v * scale * w);
+        }
+        cx.put_f32(0, &x)
+    }
+}
