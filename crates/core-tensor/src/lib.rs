@@ -32,6 +32,7 @@ mod host_state;
 mod interpreter;
 pub mod op;
 mod plan;
+mod reference;
 mod source;
 mod storage;
 mod tensor;
@@ -45,6 +46,7 @@ pub use graph::{Graph, GraphError, Node, Rewriter, StateDecl, StateId, Value, Va
 pub use host_state::{HostStates, SlotSnapshot, StateError, StateLayout, StateRows};
 pub use interpreter::{Interpreter, InterpreterError, evaluate_constant};
 pub use plan::{BufferRequest, DeviceMemory, MemoryEstimate, MemoryPlan};
+pub use reference::ReferenceBackend;
 pub use source::WeightSource;
 pub use storage::AlignedBytes;
 pub use tensor::{Element, Tensor, TensorError, byte_len, decode_f32};

@@ -1,3 +1,21 @@
-//! Under construction.
+//! Model builders and pipelines: from a file to text.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use models::llama::{GenerateOptions, Llama, LlamaOptions};
+//!
+//! let model = Llama::open("model.gguf", &LlamaOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
+//! model.generate("The capital of France is", &GenerateOptions::default(), &mut |piece| {
+//!     print!("{}", piece.text);
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok::<(), models::Error>(())
+//! ```
 
+pub mod backends;
+mod error;
+pub mod inspect;
+pub mod llama;
 pub mod tokenizer;
+
+pub use error::Error;

@@ -1,0 +1,19 @@
+//! Llama and its kin (`llama`, `qwen2`, `gemma3`): from a GGUF file to text.
+//!
+//! [`Llama`] is the pipeline. Everything about a model comes from the file's metadata.
+
+mod chat;
+mod options;
+mod perplexity;
+mod pipeline;
+mod sampling_placeholder;
+mod sequences;
+
+pub use chat::{Chat, ChatOptions, Message};
+pub use options::{
+    ContextFull, DEFAULT_CONTEXT, FinishReason, GenerateOptions, Generation, KvDType, LlamaOptions, Piece, Timings,
+};
+pub use perplexity::{Perplexity, PerplexityOptions};
+pub use pipeline::{Llama, LoadProgress};
+pub use sampling_placeholder::SamplerOptions;
+pub use sequences::{Row, Sequences};
