@@ -16,6 +16,7 @@ pub mod backends;
 mod error;
 pub mod inspect;
 pub mod llama;
+pub mod sampler;
 pub mod tokenizer;
 
 pub use error::Error;

@@ -38,7 +38,7 @@ impl BytePairs {
             let space = merge.iter().skip(1).position(|byte| *byte == b' ');
             space.is_none_or(|space| space + 2 >= merge.len())
         };
-        if let Some(index) = merges.iter().position(|merge| malformed(merge)) {
+        if let Some(index) = merges.iter().position(malformed) {
             return Err(TokenizerError::MalformedMerge {
                 index,
                 text: String::from_utf8_lossy(merges[index]).into_owned(),
