@@ -1,7 +1,6 @@
 //! Lists the tensors of a GGUF file and says how long opening took: `cargo run --example list_tensors -- FILE`.
 
-use core_tensor::FileAccess;
-use loader_gguf::Gguf;
+use loader_gguf::{FileAccess, Gguf};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: list_tensors FILE")?;

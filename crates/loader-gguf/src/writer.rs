@@ -219,6 +219,9 @@ impl<'a> GgufWriter<'a> {
             head.extend(entry);
             head.extend(tensor.offset.to_le_bytes());
         }
+        if self.tensors.is_empty() {
+            return Ok(head); // no data section, nothing to align
+        }
         // The alignment is at most 16 MiB.
         head.resize(head.len().next_multiple_of(self.alignment as usize), 0);
         Ok(head)

@@ -284,6 +284,12 @@ fn tensors_may_not_share_names_or_bytes() {
             Fault::EmptyName,
         ),
     ]);
+    let number = |what, raw, offset, fault| case(what, raw, offset, Subject::TensorNumber(0), fault);
+    let absurd = Fault::NameLength { length: 1 << 48 };
+    check(vec![
+        number("an absurd name", Raw::header(1, 0).u64(1 << 48).bytes(&[0; 40]), 24, absurd),
+        number("a name that is not UTF-8", Raw::header(1, 0).u64(1).bytes(&[0x80; 40]), 24, Fault::NameNotUtf8),
+    ]);
     assert!(Gguf::from_slice("gaps and any order are fine", &two(("a", 128), ("b", 0)).0).is_ok());
 }
 

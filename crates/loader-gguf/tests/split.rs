@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use core_tensor::FileAccess;
-use loader_gguf::{GgmlType, Gguf, GgufError, GgufWriter, SplitFault, shard_path};
+use loader_gguf::{FileAccess, GgmlType, Gguf, GgufError, GgufWriter, SplitFault, shard_path};
 
 /// A fresh folder of this name.
 fn folder(name: &str) -> PathBuf {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use core_tensor::{FileAccess, Tensor};
-use loader_gguf::{ArrayBuf, Fault, GgmlType, Gguf, GgufError, GgufWriter, Value, ValueType, Version};
+use core_tensor::Tensor;
+use loader_gguf::{ArrayBuf, Fault, FileAccess, GgmlType, Gguf, GgufError, GgufWriter, Value, ValueType, Version};
 use proptest::prelude::*;
 
 fn written(writer: GgufWriter<'_>) -> Vec<u8> {
