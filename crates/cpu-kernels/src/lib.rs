@@ -1,1 +1,4 @@
 //! Under construction.
+
+pub mod matmul;
+pub mod simd;

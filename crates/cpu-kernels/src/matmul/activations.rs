@@ -1,0 +1,302 @@
+//! The right-hand side of a matrix product, in the layout the kernels stream: rows of f32 quantized to 8-bit blocks,
+//! or left as f32, four rows interleaved.
+
+use std::ops::Range;
+
+use super::buffer::Buffer;
+use crate::simd::{Kernel, Level, Simd};
+
+/// What the activations of a matrix product are computed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActivationKind {
+    /// Blocks of 32 along a row: signed bytes in −127..=127 and one f32 scale (largest magnitude / 127, nearest
+    /// integer, ties to even).
+    Q8,
+    /// As they are.
+    F32,
+}
+
+/// Activations per quantized block.
+pub(super) const BLOCK: usize = 32;
+
+/// Bytes per row of one quantized block: 32 values, then four 4-byte fields; see [`ActivationLayout`].
+pub(super) const Q8_BLOCK_BYTES: usize = BLOCK + 5 * 4;
+
+/// Where packed activations lie.
+///
+/// Rows come in tiles of `W` rows: `W` is 1 for fewer than four rows, else 4, the last tile being filled up with zeros.
+/// A tile is contiguous.
+///
+/// * `F32`: per element of the row, the `W` rows' values (`[k][W]` f32).
+/// * `Q8`: per block of 32, `[W][32]` i8 values, then `[W]` each of f32 scale, f32 scale × sum of the values, and the
+///   *negated* i32 sums of all 32, the first 16 and the last 16 values (what zero points are multiplied by). The number of
+///   blocks is made even with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationLayout {
+    kind: ActivationKind,
+    rows: usize,
+    k: usize,
+}
+
+impl ActivationLayout {
+    /// Layout of `rows` rows of `k` activations. For [`ActivationKind::Q8`] `k` is rounded up to 64 with zeros.
+    #[must_use]
+    pub const fn new(kind: ActivationKind, rows: usize, k: usize) -> Self {
+        Self { kind, rows, k }
+    }
+
+    /// Kind of activations.
+    #[must_use]
+    pub const fn kind(&self) -> ActivationKind {
+        self.kind
+    }
+
+    /// Rows (columns of the product's right-hand side).
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Activations per row.
+    #[must_use]
+    pub const fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Rows per tile: 1 or 4. Work is handed out in ranges of rows that start at a multiple of it.
+    #[must_use]
+    pub const fn tile_rows(&self) -> usize {
+        if self.rows < 4 { 1 } else { 4 }
+    }
+
+    /// Quantized blocks per row, made even.
+    pub(super) const fn blocks(&self) -> usize {
+        self.k.div_ceil(2 * BLOCK) * 2
+    }
+
+    /// Bytes of a tile.
+    pub(super) const fn tile_bytes(&self) -> usize {
+        self.tile_rows()
+            * match self.kind {
+                ActivationKind::Q8 => self.blocks() * Q8_BLOCK_BYTES,
+                ActivationKind::F32 => self.k * 4,
+            }
+    }
+
+    /// Bytes that the packed activations take.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.rows.div_ceil(self.tile_rows()) * self.tile_bytes()
+    }
+
+    /// Packs (and for `Q8` quantizes) some rows. Different rows may be packed by different threads at the same time.
+    ///
+    /// `x` is the first of the `rows`, each `stride` f32 after the one before; `out` is the start of the whole packed
+    /// buffer. The range that ends with the last row also fills up the last tile.
+    ///
+    /// # Safety
+    /// `rows` lies within the layout's; `x` is readable for `k` f32 at each of the rows; `out` is writable for
+    /// [`bytes`](Self::bytes), and what these rows own is not touched by another thread meanwhile.
+    pub unsafe fn pack_rows(&self, level: Level, out: *mut u8, rows: Range<usize>, x: *const f32, stride: usize) {
+        debug_assert!(rows.end <= self.rows);
+        match self.kind {
+            ActivationKind::Q8 => level.run(Quantize { layout: *self, out, rows, x, stride }),
+            ActivationKind::F32 => level.run(Interleave { layout: *self, out, rows, x, stride }),
+        }
+    }
+}
+
+/// Packed activations that own their memory: what a caller without an arena uses.
+#[derive(Debug)]
+pub struct Activations {
+    layout: ActivationLayout,
+    data: Buffer,
+}
+
+impl Activations {
+    /// Packs `rows` rows of `k` activations that lie one after the other in `x`.
+    ///
+    /// # Panics
+    /// If `x` is not `rows × k` long.
+    #[must_use]
+    pub fn pack(level: Level, kind: ActivationKind, rows: usize, k: usize, x: &[f32]) -> Self {
+        assert_eq!(x.len(), rows * k, "activations of {rows} rows of {k}");
+        let layout = ActivationLayout::new(kind, rows, k);
+        let data = Buffer::new(layout.bytes());
+        // SAFETY: the lengths were checked, and nobody else knows the buffer yet.
+        unsafe { layout.pack_rows(level, data.as_mut_ptr(), 0..rows, x.as_ptr(), k) };
+        Self { layout, data }
+    }
+
+    /// A view to compute with.
+    #[must_use]
+    pub fn view(&self) -> ActivationView<'_> {
+        ActivationView { layout: self.layout, data: self.data.as_ptr(), life: std::marker::PhantomData }
+    }
+}
+
+/// Packed activations, borrowed.
+#[derive(Clone, Copy)]
+pub struct ActivationView<'a> {
+    layout: ActivationLayout,
+    data: *const u8,
+    life: std::marker::PhantomData<&'a [u8]>,
+}
+
+impl ActivationView<'_> {
+    /// Activations packed at `data`.
+    ///
+    /// # Safety
+    /// `data` is readable for `layout.bytes()` for the view's life, and all rows have been packed by
+    /// [`ActivationLayout::pack_rows`] before any product reads them.
+    #[must_use]
+    pub const unsafe fn from_raw(layout: ActivationLayout, data: *const u8) -> Self {
+        Self { layout, data, life: std::marker::PhantomData }
+    }
+
+    /// The layout.
+    #[must_use]
+    pub const fn layout(&self) -> &ActivationLayout {
+        &self.layout
+    }
+
+    /// The tile that `row` begins.
+    pub(super) fn tile(&self, row: usize) -> *const u8 {
+        debug_assert!(row.is_multiple_of(self.layout.tile_rows()) && row < self.layout.rows);
+        self.data.wrapping_add(row / self.layout.tile_rows() * self.layout.tile_bytes())
+    }
+}
+
+struct Quantize {
+    layout: ActivationLayout,
+    out: *mut u8,
+    rows: Range<usize>,
+    x: *const f32,
+    stride: usize,
+}
+
+impl Kernel for Quantize {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let l = &self.layout;
+        let w = l.tile_rows();
+        let padded = if self.rows.end == l.rows { l.rows.next_multiple_of(w) } else { self.rows.end };
+        for row in self.rows.start..padded {
+            let (tile, lane) = (self.out.wrapping_add(row / w * l.tile_bytes()), row % w);
+            for block in 0..l.blocks() {
+                let out = tile.wrapping_add(block * w * Q8_BLOCK_BYTES);
+                let at = block * BLOCK;
+                if row >= l.rows || at >= l.k {
+                    // SAFETY: within the tile, which the caller lets us write.
+                    unsafe { quantize_block(s, [0.0f32; BLOCK].as_ptr(), out, w, lane) };
+                } else if at + BLOCK <= l.k {
+                    let x = self.x.wrapping_add((row - self.rows.start) * self.stride + at);
+                    // SAFETY: 32 activations are left in the row; the tile as above.
+                    unsafe { quantize_block(s, x, out, w, lane) };
+                } else {
+                    let x = self.x.wrapping_add((row - self.rows.start) * self.stride + at);
+                    let mut last = [0.0f32; BLOCK];
+                    // SAFETY: k - at activations are left in the row; the tile as above.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(x, last.as_mut_ptr(), l.k - at);
+                        quantize_block(s, last.as_ptr(), out, w, lane);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes 32 activations into lane `lane` of a block of a `w`-row tile.
+///
+/// # Safety
+/// `x` is readable for 32 f32, `out` writable for `w` × [`Q8_BLOCK_BYTES`].
+#[inline(always)]
+unsafe fn quantize_block<S: Simd>(s: S, x: *const f32, out: *mut u8, w: usize, lane: usize) {
+    let magnitude = s.i_splat(0x7fff_ffff);
+    // SAFETY: 32 activations are readable and the block is writable, says the caller.
+    unsafe {
+        // As integers, magnitudes order like the floats they are, NaN on top: a NaN ends up in the scale.
+        let mut top = s.i_splat(0);
+        let mut at = 0;
+        while at < BLOCK {
+            top = s.i_max(top, s.i_and(s.f_to_bits(s.f_load(x.add(at))), magnitude));
+            at += S::LANES;
+        }
+        let top = f32::from_bits(s.i_reduce_max(top).cast_unsigned());
+        // Below 2^-100 the reciprocal would not be finite.
+        let tiny = top < 7.9e-31;
+        let scale = if tiny { 0.0 } else { top / 127.0 };
+        let inverse = s.f_splat(if tiny { 0.0 } else { 127.0 / top });
+        let mut sums = [0i32; 2];
+        for (half, sum) in sums.iter_mut().enumerate() {
+            let mut acc = s.i_splat(0);
+            let mut at = half * BLOCK / 2;
+            while at < (half + 1) * BLOCK / 2 {
+                let q = s.i_round(s.f_mul(s.f_load(x.add(at)), inverse));
+                acc = s.i_add(acc, q);
+                s.i_store_i8(out.add(lane * BLOCK + at), q);
+                at += S::LANES;
+            }
+            *sum = s.i_reduce_add(acc);
+        }
+        let sum = sums[0].wrapping_add(sums[1]); // wraps only if a value was not finite
+        let fields = out.add(w * BLOCK + lane * 4);
+        fields.cast::<f32>().write_unaligned(scale);
+        fields.add(w * 4).cast::<f32>().write_unaligned(scale * sum as f32);
+        fields.add(w * 8).cast::<i32>().write_unaligned(sum.wrapping_neg());
+        fields.add(w * 12).cast::<i32>().write_unaligned(sums[0].wrapping_neg());
+        fields.add(w * 16).cast::<i32>().write_unaligned(sums[1].wrapping_neg());
+    }
+}
+
+struct Interleave {
+    layout: ActivationLayout,
+    out: *mut u8,
+    rows: Range<usize>,
+    x: *const f32,
+    stride: usize,
+}
+
+impl Kernel for Interleave {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let _ = s;
+        let l = &self.layout;
+        let w = l.tile_rows();
+        let out = self.out.cast::<f32>();
+        let padded = if self.rows.end == l.rows { l.rows.next_multiple_of(w) } else { self.rows.end };
+        let mut row = self.rows.start;
+        while row < padded {
+            let tile = out.wrapping_add(row / w * w * l.k);
+            let source = |row: usize| self.x.wrapping_add((row - self.rows.start) * self.stride);
+            if w == 1 {
+                // SAFETY: one row of k activations, into a tile of one row.
+                unsafe { std::ptr::copy_nonoverlapping(source(row), tile, l.k) };
+                row += 1;
+            } else if row.is_multiple_of(4) && row + 4 <= self.rows.end {
+                let rows = [source(row), source(row + 1), source(row + 2), source(row + 3)];
+                for k in 0..l.k {
+                    for (lane, x) in rows.iter().enumerate() {
+                        // SAFETY: k is within the rows and 4 k + lane within the tile.
+                        unsafe { tile.add(4 * k + lane).write_unaligned(x.add(k).read_unaligned()) };
+                    }
+                }
+                row += 4;
+            } else {
+                for k in 0..l.k {
+                    // SAFETY: as above, for one row; rows beyond the last are zeros.
+                    unsafe {
+                        let x = if row < l.rows { source(row).add(k).read_unaligned() } else { 0.0 };
+                        tile.add(4 * k + row % 4).write_unaligned(x);
+                    }
+                }
+                row += 1;
+            }
+        }
+    }
+}
