@@ -1,0 +1,200 @@
+//! `cargo xtask bench`: speed, start-up time and memory, beside a peer in the same run.
+
+mod bandwidth;
+mod llama_cpp;
+mod measure;
+mod models;
+mod peers;
+mod random_llama;
+mod report;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::arguments::Arguments;
+use crate::command;
+
+use measure::Load;
+use models::BenchModel;
+use peers::{LlamaCppBench, Polaris, Program};
+use report::{Comparison, Machine, Report};
+
+pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
+
+  --against llama.cpp  measure llama.cpp, too, alternating with Polaris; it is built once, in the cache
+  --quick              3 pairs of runs instead of 5, and one repetition in each instead of 2
+  --pairs N            so many pairs of runs
+  --models A,B         only these: smollm2-q4_1, smollm2-q4_0, smollm2-q8_0, smollm2-f16,
+                       tinyllama-q4_0, tinyllama-q4_k (random weights in the shape of TinyLlama-1.1B)
+  -t, --threads N      threads of both programs (2)
+  --json FILE          also write the results as JSON lines
+  --polaris FILE       this binary, not a fresh release build
+
+Measured are prefill and decode (tokens/s; 512 and 128 tokens, for 1.1B 128 and 32), the time from
+the start of the process to the first token of the answer, and the peak memory of these runs.";
+
+/// What to measure, and how often.
+#[derive(Debug)]
+struct Options {
+    against: bool,
+    pairs: usize,
+    repetitions: usize,
+    threads: usize,
+    models: Vec<&'static BenchModel>,
+    json: Option<PathBuf>,
+    polaris: Option<PathBuf>,
+}
+
+impl Options {
+    fn parse(mut arguments: Arguments) -> Result<Self, String> {
+        match arguments.subcommand().as_deref() {
+            Some("llm") => {}
+            Some(other) => return Err(format!("no benchmark {other}; there is llm")),
+            None => return Err(format!("which benchmark? Usage: {USAGE}")),
+        }
+        let against = match arguments.value(&["--against"])?.as_deref() {
+            None => false,
+            Some("llama.cpp") => true,
+            Some(other) => return Err(format!("no peer {other}; there is llama.cpp")),
+        };
+        let quick = arguments.flag(&["--quick"]);
+        let options = Self {
+            against,
+            pairs: arguments.count(&["--pairs"])?.unwrap_or(if quick { 3 } else { 5 }),
+            repetitions: if quick { 1 } else { 2 },
+            threads: arguments.count(&["--threads", "-t"])?.unwrap_or(2),
+            models: models::named(arguments.value(&["--models"])?.as_deref())?,
+            json: arguments.value(&["--json"])?.map(PathBuf::from),
+            polaris: arguments.value(&["--polaris"])?.map(PathBuf::from),
+        };
+        arguments.end()?;
+        Ok(options)
+    }
+}
+
+/// The subcommand.
+pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
+    let options = Options::parse(arguments)?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if options.threads > cores {
+        return Err(format!("{} threads on {cores} cores would measure nothing", options.threads));
+    }
+    let polaris = match &options.polaris {
+        Some(path) => std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?,
+        None => command::build_polaris()?,
+    };
+    let polaris = Polaris { binary: polaris, threads: options.threads };
+    // Requantizing needs llama.cpp's tool, whether it is measured or not.
+    let llama_cpp = if options.against || options.models.iter().any(|model| model.needs_llama_cpp()) {
+        Some(llama_cpp::build()?)
+    } else {
+        None
+    };
+    let peer = match &llama_cpp {
+        Some(llama_cpp) if options.against => {
+            Some(LlamaCppBench { programs: llama_cpp.clone(), threads: options.threads })
+        }
+        _ => None,
+    };
+
+    let mut files = Vec::new();
+    for model in &options.models {
+        files.push(model.prepare(llama_cpp.as_ref())?);
+    }
+
+    eprintln!("measuring the memory bandwidth");
+    let bandwidth = bandwidth::probe(options.threads)?;
+    let mut report = Report {
+        machine: Machine::here(options.threads),
+        pairs: options.pairs,
+        repetitions: options.repetitions,
+        bandwidth,
+        foreign_load: None,
+        comparisons: Vec::new(),
+    };
+    let load = Load::start();
+    for (model, file) in options.models.iter().zip(&files) {
+        let comparison = compare(model, file, &options, &polaris, peer.as_ref())?;
+        report.comparisons.push(comparison);
+    }
+    report.foreign_load = load.foreign_share();
+
+    print!("{}", report.to_text());
+    if let Some(path) = &options.json {
+        fs::write(path, report.to_json_lines()).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs the programs by turns on one model. Every second pair is run in the other order, so that a
+/// machine that becomes faster or slower favours neither.
+fn compare(
+    model: &BenchModel,
+    file: &Path,
+    options: &Options,
+    polaris: &Polaris,
+    peer: Option<&LlamaCppBench>,
+) -> Result<Comparison, String> {
+    let mut comparison = Comparison::new(model.name, file)?;
+    for pair in 0..options.pairs {
+        eprintln!("{}: pair {} of {}", model.name, pair + 1, options.pairs);
+        let mut programs: Vec<&dyn Program> = vec![polaris];
+        programs.extend(peer.map(|peer| peer as &dyn Program));
+        if pair % 2 == 1 {
+            programs.reverse();
+        }
+        for program in &programs {
+            let speed = program.speed(file, model.prefill, model.decode, options.repetitions)?;
+            comparison.add_speed(program.name(), &speed);
+        }
+        for program in &programs {
+            let start = program.first_token(file)?;
+            comparison.add_start(program.name(), &start);
+        }
+    }
+    Ok(comparison)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Options, String> {
+        Options::parse(Arguments::new(text.split_whitespace().map(str::to_owned)))
+    }
+
+    #[test]
+    fn options_have_defaults_and_quick_makes_fewer_runs() {
+        let options = parse("llm").unwrap();
+        assert!(!options.against);
+        assert_eq!((options.pairs, options.repetitions, options.threads), (5, 2, 2));
+        assert_eq!(options.models.len(), models::ALL.len());
+        let quick = parse("llm --against llama.cpp --quick --models smollm2-f16,tinyllama-q4_k").unwrap();
+        assert!(quick.against);
+        assert_eq!((quick.pairs, quick.repetitions), (3, 1));
+        let names: Vec<_> = quick.models.iter().map(|model| model.name).collect();
+        assert_eq!(names, ["smollm2-f16", "tinyllama-q4_k"]);
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        for (text, expected) in [
+            ("", "which benchmark?"),
+            ("vision", "no benchmark vision"),
+            ("llm --against mlx", "no peer mlx"),
+            ("llm --models x", "no model x"),
+            ("llm --fast", "unknown option --fast"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_usage_names_every_model() {
+        for model in models::ALL {
+            assert!(USAGE.contains(model.name), "{}", model.name);
+        }
+    }
+}

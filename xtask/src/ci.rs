@@ -1,0 +1,202 @@
+//! `cargo xtask ci`: everything that continuous integration checks, in one run.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::arguments::Arguments;
+use crate::tools::{self, PYTHON};
+use crate::{cache, command, fetch};
+
+pub(crate) const USAGE: &str = "cargo xtask ci [STEP..]
+
+Without a step: all of them, in this order:
+  fmt      the code is formatted
+  clippy   no warning in any target
+  build    the release binary
+  fetch    the model of the end-to-end tests
+  doc      the documentation builds without a warning
+  package  every crate can be published: it builds from its package alone
+  test     unit, integration, documentation and end-to-end tests";
+
+/// How many tests ran, as cargo's test runner counted them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tests {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tests {
+    /// Adds the counts of a line `test result: ok. 3 passed; 0 failed; ...`; other lines have none.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.split_once("test result: ") else {
+            return;
+        };
+        let count = |what: &str| -> u64 {
+            let before = counts.split(what).next().unwrap_or_default();
+            let number = before.split_whitespace().next_back();
+            number.and_then(|text| text.parse().ok()).unwrap_or(0)
+        };
+        self.passed += count(" passed");
+        self.failed += count(" failed");
+    }
+}
+
+type Step = fn(&mut Tests) -> Result<(), String>;
+
+/// The steps: what is quick, and what others wait for, comes first; the tests come last, so that
+/// their result ends the output.
+const STEPS: &[(&str, Step)] = &[
+    ("fmt", |_| command::run(cargo().args(["fmt", "--check"]))),
+    ("clippy", clippy),
+    ("build", |_| command::build_polaris().map(drop)),
+    ("fetch", |_| fetch::model(fetch::SMALL_MODEL).map(drop)),
+    ("doc", doc),
+    ("package", package),
+    ("test", test),
+];
+
+/// Cargo as continuous integration wants it: what is built once needs no incremental state.
+fn cargo() -> Command {
+    let mut cargo = command::cargo();
+    cargo.env("CARGO_INCREMENTAL", "0");
+    cargo
+}
+
+fn clippy(_: &mut Tests) -> Result<(), String> {
+    let clippy = ["clippy", "--workspace", "--all-targets"];
+    command::run(cargo().args(clippy).args(["--", "-D", "warnings"]))
+}
+
+fn doc(_: &mut Tests) -> Result<(), String> {
+    command::run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Packages the crates that are published and builds each from its package. The tree is taken as
+/// it is: what is not committed yet is checked, too.
+fn package(_: &mut Tests) -> Result<(), String> {
+    let mut package = cargo();
+    package.args(["package", "--workspace", "--allow-dirty"]);
+    let metadata = command::output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    for name in unpublished(&metadata)? {
+        package.args(["--exclude", &name]);
+    }
+    command::run(&mut package)
+}
+
+/// The packages that say `publish = false`, from cargo's metadata.
+fn unpublished(metadata: &str) -> Result<Vec<String>, String> {
+    let metadata: Value = serde_json::from_str(metadata).map_err(|error| format!("cargo metadata: {error}"))?;
+    let packages = metadata["packages"].as_array();
+    let packages = packages.ok_or("cargo metadata lists no packages")?;
+    Ok(packages
+        .iter()
+        .filter(|package| package["publish"].as_array().is_some_and(Vec::is_empty))
+        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// Runs every test, shows what the runner prints and counts.
+fn test(tests: &mut Tests) -> Result<(), String> {
+    let mut test = cargo();
+    test.args(["test", "--workspace", "--no-fail-fast"])
+        .env("POLARIS_MODELS", cache::models()?)
+        .env("POLARIS_BIN", command::polaris_binary())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    eprintln!("$ {}", command::shown(&test));
+    let mut child = test.spawn().map_err(|error| command::not_started(&test, &error))?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(|error| format!("cannot read the tests' output: {error}"))?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            tests.add(&line);
+        }
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    match (status.success(), *tests) {
+        (false, Tests { failed, .. }) => Err(format!("{failed} tests failed ({status})")),
+        (true, Tests { passed: 0, .. }) => Err("no test ran".into()),
+        (true, _) => Ok(()),
+    }
+}
+
+/// The subcommand: runs the steps until one fails.
+pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
+    let names = arguments.names()?;
+    let known = |name: &String| STEPS.iter().any(|(step, _)| step == name);
+    if let Some(name) = names.iter().find(|name| !known(name)) {
+        return Err(format!("no step {name}; usage: {USAGE}"));
+    }
+    tools::require(&["cargo", "cc", "rustfmt", "clippy", PYTHON, "pip"])?;
+
+    let mut tests = Tests::default();
+    let mut times: Vec<(&str, Duration)> = Vec::new();
+    let mut failure = None;
+    for (name, step) in STEPS {
+        if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        println!("==> {name}");
+        let start = Instant::now();
+        let result = step(&mut tests);
+        let time = start.elapsed();
+        times.push((name, time));
+        match result {
+            Ok(()) => println!("<== {name}: ok, {:.1} s", time.as_secs_f64()),
+            Err(reason) => {
+                println!("<== {name}: FAILED, {:.1} s", time.as_secs_f64());
+                failure = Some(format!("{name}: {reason}"));
+                break;
+            }
+        }
+    }
+
+    println!();
+    for (index, (name, time)) in times.iter().enumerate() {
+        let failed = failure.is_some() && index + 1 == times.len();
+        let result = if failed { "FAILED" } else { "ok" };
+        println!("{name:<8} {:>7.1} s  {result}", time.as_secs_f64());
+    }
+    if tests != Tests::default() {
+        println!("{} passed, {} failed", tests.passed, tests.failed);
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runners_result_lines_are_added_up() {
+        let mut tests = Tests::default();
+        tests.add("running 3 tests");
+        tests.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+        tests.add("test result: FAILED. 10 passed; 2 failed; 0 ignored; finished in 0.01s");
+        let expected = Tests { passed: 13, failed: 2 };
+        assert_eq!(tests, expected);
+    }
+
+    #[test]
+    fn only_what_says_publish_false_is_left_out_of_packaging() {
+        let metadata = r#"{"packages": [{"name": "a", "publish": null},
+            {"name": "b", "publish": []}, {"name": "c", "publish": ["x"]}]}"#;
+        assert_eq!(unpublished(metadata), Ok(vec!["b".to_owned()]));
+        assert!(unpublished("{}").is_err());
+    }
+
+    #[test]
+    fn the_usage_lists_the_steps_in_their_order() {
+        let listed: Vec<&str> = USAGE
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        let steps: Vec<&str> = STEPS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, steps);
+    }
+}
