@@ -69,7 +69,7 @@ pub enum BackendError {
 }
 
 /// Told while weights load: bytes done, bytes in all. `Break` cancels.
-pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
+pub type Progress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
 /// A backend: loads weights into its own layout, compiles graphs for it.
 pub trait Backend: Send + Sync {

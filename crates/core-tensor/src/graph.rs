@@ -236,6 +236,11 @@ impl Graph {
         &self.values
     }
 
+    /// The ids of all values.
+    pub fn value_ids(&self) -> impl Iterator<Item = ValueId> + use<> {
+        (0..self.values.len() as u32).map(ValueId)
+    }
+
     /// One value.
     #[must_use]
     pub fn value(&self, id: ValueId) -> &Value {
@@ -267,6 +272,11 @@ impl Graph {
     #[must_use]
     pub fn states(&self) -> &[StateDecl] {
         &self.states
+    }
+
+    /// The ids of all states.
+    pub fn state_ids(&self) -> impl Iterator<Item = StateId> + use<> {
+        (0..self.states.len() as u32).map(StateId)
     }
 
     /// One state.

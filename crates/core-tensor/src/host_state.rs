@@ -168,6 +168,15 @@ impl HostStates {
         Ok(HostStates { states, slots, len: vec![0; slots], high: vec![0; slots] })
     }
 
+    /// Whether these are the states that a graph declares.
+    #[must_use]
+    pub fn fit(&self, graph: &Graph) -> bool {
+        self.states.len() == graph.states().len()
+            && self.states.iter().zip(graph.states()).all(|(state, decl)| {
+                state.dtype == decl.dtype && state.row == decl.row && state.window == decl.window
+            })
+    }
+
     /// Slots.
     #[must_use]
     pub fn slots(&self) -> usize {

@@ -1,0 +1,209 @@
+//! Element-wise operators.
+
+use core_tensor::ValueId;
+use core_tensor::op::{Binary, Unary};
+
+use crate::math;
+use crate::program::{RunContext, Step};
+use crate::simd::{Kernel, Simd};
+
+/// `y = op(x)`, in place or not.
+pub(crate) struct UnaryStep {
+    pub(crate) op: Unary,
+    pub(crate) x: ValueId,
+    pub(crate) y: ValueId,
+}
+
+impl Step for UnaryStep {
+    fn describe(&self) -> String {
+        format!("{:?} {} -> {}", self.op, self.x, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (x, y) = (cx.view(self.x), cx.view(self.y));
+        let share = cx.worker.share(x.len());
+        let (x, y) = (x.f32().wrapping_add(share.start), y.f32().wrapping_add(share.start));
+        cx.level.run(UnaryRun { op: self.op, x, y, n: share.len() });
+    }
+}
+
+struct UnaryRun {
+    op: Unary,
+    x: *const f32,
+    y: *mut f32,
+    n: usize,
+}
+
+impl Kernel for UnaryRun {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut i = 0;
+        while i < self.n {
+            let m = (self.n - i).min(S::LANES);
+            // SAFETY: i + m is at most n, which x and y hold.
+            unsafe {
+                let x = s.f_load_first(self.x.add(i), m);
+                s.f_store_first(self.y.add(i), math::unary(s, self.op, x), m);
+            }
+            i += m;
+        }
+    }
+}
+
+/// `y = activation(gate) * up`, where no linear step computes it on the way.
+pub(crate) struct Gated {
+    pub(crate) activation: Unary,
+    pub(crate) gate: ValueId,
+    pub(crate) up: ValueId,
+    pub(crate) y: ValueId,
+}
+
+impl Step for Gated {
+    fn describe(&self) -> String {
+        format!("GatedActivation {:?} {} {} -> {}", self.activation, self.gate, self.up, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (gate, up, y) = (cx.view(self.gate), cx.view(self.up), cx.view(self.y));
+        let share = cx.worker.share(y.len());
+        let at = |view: crate::program::View<'_>| view.f32().wrapping_add(share.start);
+        let (gate, up, y) = (at(gate), at(up), at(y));
+        cx.level.run(GatedRun { activation: self.activation, gate, up, y, n: share.len() });
+    }
+}
+
+/// A run of `activation(gate) * up`.
+pub(crate) struct GatedRun {
+    pub(crate) activation: Unary,
+    pub(crate) gate: *const f32,
+    pub(crate) up: *const f32,
+    pub(crate) y: *mut f32,
+    pub(crate) n: usize,
+}
+
+impl Kernel for GatedRun {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut i = 0;
+        while i < self.n {
+            let m = (self.n - i).min(S::LANES);
+            // SAFETY: i + m is at most n, which gate, up and y hold.
+            unsafe {
+                let gate = s.f_load_first(self.gate.add(i), m);
+                let up = s.f_load_first(self.up.add(i), m);
+                s.f_store_first(self.y.add(i), s.f_mul(math::unary(s, self.activation, gate), up), m);
+            }
+            i += m;
+        }
+    }
+}
+
+/// `y = op(a, b)`, broadcast; `y` may lie where an operand of the same shape lies.
+pub(crate) struct BinaryStep {
+    pub(crate) op: Binary,
+    pub(crate) a: ValueId,
+    pub(crate) b: ValueId,
+    pub(crate) y: ValueId,
+}
+
+impl Step for BinaryStep {
+    fn describe(&self) -> String {
+        format!("{:?} {} {} -> {}", self.op, self.a, self.b, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (a, b, y) = (cx.view(self.a), cx.view(self.b), cx.view(self.y));
+        // Rows of the result; each operand's row is contiguous or one broadcast element.
+        let n = y.cols();
+        let rows = cx.worker.share(y.rows());
+        for row in rows {
+            let (a_at, a_step) = operand(a.shape, y.shape, row);
+            let (b_at, b_step) = operand(b.shape, y.shape, row);
+            cx.level.run(BinaryRun {
+                op: self.op,
+                a: a.f32().wrapping_add(a_at),
+                a_step,
+                b: b.f32().wrapping_add(b_at),
+                b_step,
+                y: y.f32().wrapping_add(row * n),
+                n,
+            });
+        }
+    }
+}
+
+/// Where an operand's row for row `row` of the result begins, and whether it advances along the row.
+fn operand(shape: &[usize], result: &[usize], row: usize) -> (usize, bool) {
+    let Some((cols, outer)) = shape.split_last() else { return (0, false) };
+    let result_outer = &result[..result.len() - 1];
+    let (mut rest, mut at, mut stride) = (row, 0, *cols);
+    for i in (0..result_outer.len()).rev() {
+        let coordinate = rest % result_outer[i];
+        rest /= result_outer[i];
+        if let Some(j) = (i + outer.len()).checked_sub(result_outer.len()) {
+            if outer[j] != 1 {
+                at += coordinate * stride;
+            }
+            stride *= outer[j];
+        }
+    }
+    (at, *cols != 1 || result.last() == Some(&1))
+}
+
+struct BinaryRun {
+    op: Binary,
+    a: *const f32,
+    a_step: bool,
+    b: *const f32,
+    b_step: bool,
+    y: *mut f32,
+    n: usize,
+}
+
+impl Kernel for BinaryRun {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut i = 0;
+        // Read before the row is written: y may lie over an operand.
+        // SAFETY: a row has at least one element where n > 0.
+        let (a0, b0) = if self.n > 0 { unsafe { (*self.a, *self.b) } } else { (0.0, 0.0) };
+        while i < self.n {
+            let m = (self.n - i).min(S::LANES);
+            // SAFETY: i + m is at most n, which y and every operand that advances hold.
+            unsafe {
+                let a = if self.a_step { s.f_load_first(self.a.add(i), m) } else { s.f_splat(a0) };
+                let b = if self.b_step { s.f_load_first(self.b.add(i), m) } else { s.f_splat(b0) };
+                s.f_store_first(self.y.add(i), binary(s, self.op, a, b), m);
+            }
+            i += m;
+        }
+    }
+}
+
+#[inline(always)]
+fn binary<S: Simd>(s: S, op: Binary, a: S::F, b: S::F) -> S::F {
+    match op {
+        Binary::Add => s.f_add(a, b),
+        Binary::Sub => s.f_sub(a, b),
+        Binary::Mul => s.f_mul(a, b),
+        Binary::Div => s.f_div(a, b),
+        Binary::Min | Binary::Max | Binary::Pow => {
+            let (mut x, mut y) = ([0.0f32; 16], [0.0f32; 16]);
+            // SAFETY: no vector has more than 16 lanes.
+            unsafe {
+                s.f_store(x.as_mut_ptr(), a);
+                s.f_store(y.as_mut_ptr(), b);
+                for (x, y) in x.iter_mut().zip(&y) {
+                    *x = op.apply(*x, *y);
+                }
+                s.f_load(x.as_ptr())
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The fused linear step: one or more matrices over the same activations, with what comes before (RMSNormalization) and after (bias,
+//! residual, gated activation) done on the way.
+
+use std::ops::Range;
+
+use core_tensor::ValueId;
+use core_tensor::op::Unary;
+
+use crate::elementwise::GatedRun;
+use crate::matmul::{ActivationKind, ActivationLayout, ActivationView, GROUP_ROWS, Output, PackedMatrix};
+use crate::norm::RmsRow;
+use crate::program::{RunContext, Step};
+
+/// Where the results of a matrix go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// `y = Wx`
+    Store(ValueId),
+    /// `y += Wx`, for a residual whose buffer `y` takes over.
+    Accumulate(ValueId),
+    /// `y = activation(Wx) * (Ux)`
+    Gated { up: ValueId, up_bias: Option<ValueId>, activation: Unary, y: ValueId },
+}
+
+/// One matrix of the step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) weight: ValueId,
+    pub(crate) bias: Option<ValueId>,
+    pub(crate) target: Target,
+}
+
+/// Consecutive groups of one part: a unit of work.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    part: usize,
+    groups: Range<usize>,
+}
+
+/// RMSNormalization of the activations, computed while they are packed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prologue {
+    pub(crate) w: ValueId,
+    pub(crate) epsilon: f32,
+}
+
+pub(crate) struct Linear {
+    pub(crate) x: ValueId,
+    pub(crate) k: usize,
+    pub(crate) norm: Option<Prologue>,
+    pub(crate) parts: Vec<Part>,
+    /// Kinds of packed activations that the parts need, each with its scratch buffer.
+    pub(crate) kinds: Vec<(ActivationKind, usize)>,
+    /// Kind that each part reads, as an index into `kinds`.
+    pub(crate) part_kinds: Vec<usize>,
+    /// Scratch: per thread one row (the normalized activations) and two tiles (gate and up).
+    pub(crate) scratch: usize,
+    pub(crate) counter: usize,
+    /// Units of work of a one-row step and of a step of many rows.
+    pub(crate) chunks: [Vec<Chunk>; 2],
+}
+
+/// Rows of a tile of gate and up results: with the outputs of [`TILE_GROUPS`] it stays in the first-level cache.
+const TILE_ROWS: usize = 32;
+/// Groups of a tile.
+const TILE_GROUPS: usize = 4;
+/// A chunk of a one-row step streams about this much, if there are enough of them.
+const CHUNK_BYTES: usize = 64 << 10;
+
+impl Linear {
+    /// Bytes of scratch that the step needs for one thread.
+    pub(crate) fn scratch_bytes(k: usize) -> usize {
+        (k.next_multiple_of(16) + 2 * TILE_ROWS * TILE_GROUPS * GROUP_ROWS) * 4
+    }
+
+    /// Bytes of packed activations of one kind: shared by all threads for many rows, one row for each thread otherwise.
+    pub(crate) fn packed_bytes(kind: ActivationKind, rows: usize, k: usize, threads: usize) -> usize {
+        let one = Self::one_row_bytes(kind, k);
+        ActivationLayout::new(kind, rows, k).bytes().max(ActivationLayout::new(kind, 3, k).bytes()).max(one * threads)
+    }
+
+    fn one_row_bytes(kind: ActivationKind, k: usize) -> usize {
+        ActivationLayout::new(kind, 1, k).bytes().next_multiple_of(64)
+    }
+
+    /// Cuts the parts into units of work.
+    pub(crate) fn chunks(parts: &[(usize, usize)], threads: usize, one_row: bool) -> Vec<Chunk> {
+        let total: usize = parts.iter().map(|(groups, _)| groups).sum();
+        let mut chunks = Vec::new();
+        for (part, (groups, group_bytes)) in parts.iter().enumerate() {
+            let fair = total / (threads * 8);
+            let size = if one_row { fair.min(CHUNK_BYTES / group_bytes.max(&1)) } else { fair.min(TILE_GROUPS) }.max(1);
+            for start in (0..*groups).step_by(size) {
+                chunks.push(Chunk { part, groups: start..(start + size).min(*groups) });
+            }
+        }
+        chunks
+    }
+
+    /// Packs some rows of the activations for every kind.
+    fn pack(&self, cx: &RunContext<'_>, rows: Range<usize>, layouts: &[(ActivationLayout, *mut u8)]) {
+        let x = cx.view(self.x);
+        let Some(norm) = self.norm else {
+            for (layout, out) in layouts {
+                let x = x.f32().wrapping_add(rows.start * self.k);
+                // SAFETY: the rows are inside x and the layout, and this thread's alone.
+                unsafe { layout.pack_rows(cx.level, *out, rows.clone(), x, self.k) };
+            }
+            return;
+        };
+        let w = cx.floats(norm.w);
+        let row_scratch: *mut f32 = self.thread_scratch(cx);
+        for row in rows {
+            let x = x.f32().wrapping_add(row * self.k);
+            cx.level.run(RmsRow { x, w: w.as_ptr(), y: row_scratch, n: self.k, epsilon: norm.epsilon });
+            for (layout, out) in layouts {
+                // SAFETY: one row of k elements, normalized above into this thread's scratch.
+                unsafe { layout.pack_rows(cx.level, *out, row..row + 1, row_scratch, self.k) };
+            }
+        }
+    }
+
+    fn thread_scratch(&self, cx: &RunContext<'_>) -> *mut f32 {
+        cx.scratch(self.scratch).wrapping_add(cx.worker.index * Self::scratch_bytes(self.k)).cast()
+    }
+
+    fn compute(&self, cx: &RunContext<'_>, chunk: &Chunk, rows: usize, views: &[ActivationView<'_>]) {
+        let part = &self.parts[chunk.part];
+        let view = &views[self.part_kinds[chunk.part]];
+        let Some(matrix) = cx.weights.matrices.get(&part.weight) else { return };
+        let bias = part.bias.map(|id| cx.floats(id));
+        let column = chunk.groups.start * GROUP_ROWS;
+        match part.target {
+            Target::Store(y) | Target::Accumulate(y) => {
+                let y = cx.view(y).f32().wrapping_add(column);
+                let accumulate = matches!(part.target, Target::Accumulate(_));
+                let out = Output::new(y, matrix.n()).with_bias(bias).accumulating(accumulate);
+                // SAFETY: y holds rows × n results; this thread alone has these columns.
+                unsafe { matrix.matmul(cx.level, chunk.groups.clone(), view, 0..rows, out) };
+            }
+            Target::Gated { up, up_bias, activation, y } => {
+                let Some(up) = cx.weights.matrices.get(&up) else { return };
+                let up_bias = up_bias.map(|id| cx.floats(id));
+                let gated = GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
+                let tiles = self.thread_scratch(cx).wrapping_add(self.k.next_multiple_of(16));
+                let mut start = chunk.groups.start;
+                while start < chunk.groups.end {
+                    let end = (start + TILE_GROUPS).min(chunk.groups.end);
+                    for row in (0..rows).step_by(TILE_ROWS) {
+                        gated.run(cx, start..end, row..(row + TILE_ROWS).min(rows), tiles);
+                    }
+                    start = end;
+                }
+            }
+        }
+    }
+}
+
+/// What the gate and up tiles of a gated part share.
+struct GatedTile<'a> {
+    activation: Unary,
+    gate: &'a PackedMatrix,
+    gate_bias: Option<&'a [f32]>,
+    up: &'a PackedMatrix,
+    up_bias: Option<&'a [f32]>,
+    view: &'a ActivationView<'a>,
+    y: *mut f32,
+}
+
+impl GatedTile<'_> {
+    fn run(&self, cx: &RunContext<'_>, groups: Range<usize>, rows: Range<usize>, tiles: *mut f32) {
+        let stride = TILE_GROUPS * GROUP_ROWS;
+        let (gate, up) = (tiles, tiles.wrapping_add(TILE_ROWS * stride));
+        let n = self.gate.n();
+        let column = groups.start * GROUP_ROWS;
+        let count = (groups.len() * GROUP_ROWS).min(n - column);
+        // SAFETY: both tiles hold TILE_ROWS × stride results and are this thread's.
+        unsafe {
+            let out = Output::new(gate, stride).with_bias(self.gate_bias);
+            self.gate.matmul(cx.level, groups.clone(), self.view, rows.clone(), out);
+            let out = Output::new(up, stride).with_bias(self.up_bias);
+            self.up.matmul(cx.level, groups, self.view, rows.clone(), out);
+        }
+        for (i, row) in rows.enumerate() {
+            cx.level.run(GatedRun {
+                activation: self.activation,
+                gate: gate.wrapping_add(i * stride),
+                up: up.wrapping_add(i * stride),
+                y: self.y.wrapping_add(row * n + column),
+                n: count,
+            });
+        }
+    }
+}
+
+impl Step for Linear {
+    fn describe(&self) -> String {
+        let mut text = format!("Linear {}", self.x);
+        if self.norm.is_some() {
+            text += " RMSNormalization";
+        }
+        for part in &self.parts {
+            let bias = if part.bias.is_some() { " +bias" } else { "" };
+            text += &match part.target {
+                Target::Store(y) => format!("; {}{bias} -> {y}", part.weight),
+                Target::Accumulate(y) => format!("; {}{bias} +-> {y}", part.weight),
+                Target::Gated { up, activation, y, .. } => format!("; {activation:?}({}) * {up} -> {y}", part.weight),
+            };
+        }
+        text
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let rows = cx.view(self.x).rows();
+        let one_row = rows == 1;
+        let layouts: Vec<(ActivationLayout, *mut u8)> = self
+            .kinds
+            .iter()
+            .map(|(kind, buffer)| {
+                let own = if one_row { cx.worker.index * Self::one_row_bytes(*kind, self.k) } else { 0 };
+                (ActivationLayout::new(*kind, rows, self.k), cx.scratch(*buffer).wrapping_add(own))
+            })
+            .collect();
+        if one_row {
+            // Each thread packs the row for itself: that is faster than to wait for another.
+            self.pack(cx, 0..1, &layouts);
+        } else {
+            let tile = layouts.first().map_or(1, |(layout, _)| layout.tile_rows());
+            let tiles = cx.worker.share(rows.div_ceil(tile));
+            if !tiles.is_empty() {
+                self.pack(cx, tiles.start * tile..(tiles.end * tile).min(rows), &layouts);
+            }
+            cx.worker.barrier();
+        }
+        let views: Vec<ActivationView<'_>> = layouts
+            .iter()
+            // SAFETY: all rows were packed before the barrier (or by this thread), and the buffer is not written before the next one.
+            .map(|(layout, data)| unsafe { ActivationView::from_raw(*layout, data.cast_const()) })
+            .collect();
+        let chunks = &self.chunks[usize::from(!one_row)];
+        while let Some(unit) = cx.claim(self.counter, chunks.len()) {
+            self.compute(cx, &chunks[unit], rows, &views);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Reductions along the last extent.
+
+use core_tensor::ValueId;
+use core_tensor::op::ReduceKind;
+
+use crate::math::exp;
+use crate::program::{RunContext, Step};
+use crate::simd::{Kernel, Simd};
+
+/// What a row is reduced to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowKind {
+    Softmax,
+    Reduce(ReduceKind),
+    ArgMax,
+}
+
+pub(crate) struct ReduceRows {
+    pub(crate) kind: RowKind,
+    pub(crate) x: ValueId,
+    pub(crate) y: ValueId,
+}
+
+impl Step for ReduceRows {
+    fn describe(&self) -> String {
+        format!("{:?} {} -> {}", self.kind, self.x, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (x, y) = (cx.view(self.x), cx.view(self.y));
+        let n = x.cols();
+        for row in cx.worker.share(x.rows()) {
+            let source = x.f32().wrapping_add(row * n);
+            // SAFETY: the row is inside x; y has a row of n for softmax, else one element; rows are this thread's.
+            unsafe {
+                match self.kind {
+                    RowKind::Softmax => {
+                        cx.level.run(SoftmaxRow { x: source, y: y.f32().wrapping_add(row * n), n });
+                    }
+                    RowKind::Reduce(kind) => *y.f32().add(row) = cx.level.run(ReduceRow { kind, x: source, n }),
+                    RowKind::ArgMax => {
+                        let values = std::slice::from_raw_parts(source, n);
+                        let best = (0..n).fold(0, |best, i| if values[i] > values[best] { i } else { best });
+                        *y.ptr.cast::<i32>().add(row) = best as i32;
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct SoftmaxRow {
+    x: *const f32,
+    y: *mut f32,
+    n: usize,
+}
+
+impl Kernel for SoftmaxRow {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let max = (ReduceRow { kind: ReduceKind::Max, x: self.x, n: self.n }).run(s);
+        let mut sum = 0.0;
+        // SAFETY (both loops): i + m is at most n, which x and y hold.
+        unsafe {
+            let mut i = 0;
+            while i < self.n {
+                let m = (self.n - i).min(S::LANES);
+                let e = exp(s, s.f_sub(s.f_load_first(self.x.add(i), m), s.f_splat(max)));
+                s.f_store_first(self.y.add(i), e, m);
+                for lane in 0..m {
+                    sum += *self.y.add(i + lane);
+                }
+                i += m;
+            }
+            let scale = s.f_splat(1.0 / sum);
+            let mut i = 0;
+            while i < self.n {
+                let m = (self.n - i).min(S::LANES);
+                s.f_store_first(self.y.add(i), s.f_mul(s.f_load_first(self.y.add(i), m), scale), m);
+                i += m;
+            }
+        }
+    }
+}
+
+struct ReduceRow {
+    kind: ReduceKind,
+    x: *const f32,
+    n: usize,
+}
+
+impl Kernel for ReduceRow {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let max = matches!(self.kind, ReduceKind::Max);
+        let mut acc = s.f_splat(if max { f32::NEG_INFINITY } else { 0.0 });
+        let mut tail = if max { f32::NEG_INFINITY } else { 0.0 };
+        let mut i = 0;
+        // SAFETY: every access is below n, which x holds.
+        unsafe {
+            while i + S::LANES <= self.n {
+                let v = s.f_load(self.x.add(i));
+                acc = if max { s.f_max(acc, v) } else { s.f_add(acc, v) };
+                i += S::LANES;
+            }
+            while i < self.n {
+                let v = *self.x.add(i);
+                tail = if max { tail.max(v) } else { tail + v };
+                i += 1;
+            }
+        }
+        match self.kind {
+            ReduceKind::Max => s.f_reduce_max(acc).max(tail),
+            ReduceKind::Sum => s.f_reduce_add(acc) + tail,
+            ReduceKind::Mean => (s.f_reduce_add(acc) + tail) / self.n as f32,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Operators that move elements, and those that run on one thread: casts and users' own.
+
+use std::sync::Arc;
+
+use core_tensor::op::{CustomOp, OpError};
+use core_tensor::{DType, Tensor, ValueId};
+
+use crate::program::{RunContext, Step};
+
+/// Moves runs of bytes: what Transpose, Slice, Concat and a Reshape that cannot alias come down to.
+pub(crate) enum Move {
+    /// Extent `i` of the output is extent `perm[i]` of the input.
+    Transpose { x: ValueId, y: ValueId, perm: Vec<usize>, size: usize },
+    /// Elements `start..` of extent `axis`.
+    Slice { x: ValueId, y: ValueId, axis: usize, start: usize, size: usize },
+    /// Inputs joined along extent `axis`.
+    Concat { xs: Vec<ValueId>, y: ValueId, axis: usize, size: usize },
+    /// The same bytes.
+    Copy { x: ValueId, y: ValueId, size: usize },
+}
+
+impl Step for Move {
+    fn describe(&self) -> String {
+        match self {
+            Move::Transpose { x, y, perm, .. } => format!("Transpose {perm:?} {x} -> {y}"),
+            Move::Slice { x, y, axis, start, .. } => format!("Slice axis={axis} start={start} {x} -> {y}"),
+            Move::Concat { xs, y, axis, .. } => format!("Concat axis={axis} {xs:?} -> {y}"),
+            Move::Copy { x, y, .. } => format!("Copy {x} -> {y}"),
+        }
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        // SAFETY (all copies): source and target runs are inside their values, which are different ones, and each thread writes its own share
+        // of the output.
+        let copy = |from: *const u8, to: *mut u8, bytes| unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+        match self {
+            Move::Copy { x, y, size } => {
+                let (x, y) = (cx.view(*x), cx.view(*y));
+                let share = cx.worker.share(y.len());
+                copy(x.ptr.wrapping_add(share.start * size), y.ptr.wrapping_add(share.start * size), share.len() * size);
+            }
+            Move::Transpose { x, y, perm, size } => {
+                let (x, y) = (cx.view(*x), cx.view(*y));
+                let mut strides = vec![1; x.shape.len()];
+                for i in (1..strides.len()).rev() {
+                    strides[i - 1] = strides[i] * x.shape[i];
+                }
+                for index in cx.worker.share(y.len()) {
+                    let (mut rest, mut at) = (index, 0);
+                    for i in (0..perm.len()).rev() {
+                        at += rest % y.shape[i] * strides[perm[i]];
+                        rest /= y.shape[i];
+                    }
+                    copy(x.ptr.wrapping_add(at * size), y.ptr.wrapping_add(index * size), *size);
+                }
+            }
+            Move::Slice { x, y, axis, start, size } => {
+                let (x, y) = (cx.view(*x), cx.view(*y));
+                let inner: usize = y.shape[axis + 1..].iter().product::<usize>() * size;
+                let outer: usize = y.shape[..*axis].iter().product();
+                let run = y.shape[*axis] * inner;
+                for i in cx.worker.share(outer) {
+                    let from = (i * x.shape[*axis] + start) * inner;
+                    copy(x.ptr.wrapping_add(from), y.ptr.wrapping_add(i * run), run);
+                }
+            }
+            Move::Concat { xs, y, axis, size } => {
+                let y = cx.view(*y);
+                let inner: usize = y.shape[axis + 1..].iter().product::<usize>() * size;
+                let outer: usize = y.shape[..*axis].iter().product();
+                for i in cx.worker.share(outer) {
+                    let mut to = i * y.shape[*axis] * inner;
+                    for x in xs {
+                        let x = cx.view(*x);
+                        let run = x.shape[*axis] * inner;
+                        copy(x.ptr.wrapping_add(i * run), y.ptr.wrapping_add(to), run);
+                        to += run;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Steps that one thread runs on whole tensors.
+pub(crate) enum Whole {
+    /// Converts the element type.
+    Cast { x: ValueId, from: DType, y: ValueId, to: DType },
+    /// A user's operator.
+    Custom { op: Arc<dyn CustomOp>, inputs: Vec<(ValueId, DType)>, outputs: Vec<(ValueId, DType)> },
+}
+
+impl Step for Whole {
+    fn describe(&self) -> String {
+        match self {
+            Whole::Cast { x, y, to, .. } => format!("Cast {to} {x} -> {y}"),
+            Whole::Custom { op, .. } => format!("Custom {}", op.name()),
+        }
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        if cx.worker.index != 0 {
+            return;
+        }
+        let result = match self {
+            Whole::Cast { x, from, y, to } => cast(cx, *x, *from, *y, *to),
+            Whole::Custom { op, inputs, outputs } => custom(cx, &**op, inputs, outputs),
+        };
+        if let Err(error) = result {
+            cx.fail(error);
+        }
+    }
+}
+
+fn load(cx: &RunContext<'_>, id: ValueId, dtype: DType) -> Result<Tensor, OpError> {
+    let view = cx.view(id);
+    let bytes = core_tensor::byte_len(dtype, view.shape)?;
+    let source = if bytes == 0 {
+        &[]
+    } else {
+        // SAFETY: the value is that long, and nobody writes it in this step.
+        unsafe { std::slice::from_raw_parts(view.ptr.cast_const(), bytes) }
+    };
+    Ok(Tensor::from_bytes(dtype, view.shape, source)?)
+}
+
+fn store(cx: &RunContext<'_>, id: ValueId, tensor: &Tensor) {
+    let view = cx.view(id);
+    // SAFETY: the caller saw to it that the tensor has the value's dtype and shape.
+    unsafe { std::ptr::copy_nonoverlapping(tensor.bytes().as_ptr(), view.ptr, tensor.bytes().len()) };
+}
+
+fn cast(cx: &RunContext<'_>, x: ValueId, from: DType, y: ValueId, to: DType) -> Result<(), OpError> {
+    let source = load(cx, x, from)?;
+    let values = source.to_f32()?;
+    let shape = source.shape();
+    let result = match to {
+        DType::F16 => Tensor::from_slice(shape, &values.iter().map(|x| half::f16::from_f32(*x)).collect::<Vec<_>>()),
+        DType::BF16 => Tensor::from_slice(shape, &values.iter().map(|x| half::bf16::from_f32(*x)).collect::<Vec<_>>()),
+        DType::I32 => Tensor::from_slice(shape, &values.iter().map(|x| *x as i32).collect::<Vec<_>>()),
+        _ => Tensor::from_slice(shape, &values),
+    }?;
+    store(cx, y, &result);
+    Ok(())
+}
+
+fn custom(
+    cx: &RunContext<'_>,
+    op: &dyn CustomOp,
+    inputs: &[(ValueId, DType)],
+    outputs: &[(ValueId, DType)],
+) -> Result<(), OpError> {
+    let inputs: Vec<Tensor> = inputs.iter().map(|(id, dtype)| load(cx, *id, *dtype)).collect::<Result<_, _>>()?;
+    let results = op.run(&inputs)?;
+    for (i, (id, dtype)) in outputs.iter().enumerate() {
+        let expected = cx.view(*id).shape;
+        match results.get(i) {
+            Some(tensor) if tensor.dtype() == *dtype && tensor.shape() == expected => store(cx, *id, tensor),
+            other => {
+                return Err(OpError::Custom(format!("{} gave {other:?}, {dtype} {expected:?} expected", op.name())));
+            }
+        }
+    }
+    Ok(())
+}
