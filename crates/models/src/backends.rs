@@ -62,7 +62,21 @@ fn reference(options: &BackendOptions) -> core_tensor::ReferenceBackend {
     core_tensor::ReferenceBackend::new(options.activations == Activations::Q8)
 }
 
+#[cfg(feature = "cpu")]
 fn cpu(options: &BackendOptions) -> Result<Vec<Arc<dyn Backend>>, Error> {
-    // Until the CPU backend is there, its place is held by the reference.
+    use cpu_kernels::matmul::ActivationKind;
+    use cpu_kernels::{CpuBackend, CpuOptions};
+
+    let activations = match options.activations {
+        Activations::Q8 => ActivationKind::Q8,
+        Activations::F32 => ActivationKind::F32,
+    };
+    let cpu = CpuOptions::default().with_threads(options.threads.unwrap_or(0)).with_activations(activations);
+    Ok(vec![Arc::new(CpuBackend::new(cpu))])
+}
+
+#[cfg(not(feature = "cpu"))]
+fn cpu(options: &BackendOptions) -> Result<Vec<Arc<dyn Backend>>, Error> {
+    // Without the CPU backend its place is held by the reference.
     Ok(vec![Arc::new(reference(options))])
 }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use core_tensor::{Backend, Bindings, Graph, MemoryEstimate, Program, Tensor, Weights};
+use core_tensor::{Backend, Bindings, Graph, MemoryEstimate, Program, Progress, Tensor, Weights};
 use polaris_optimizer::Report;
 
 use crate::memory::estimate;
@@ -94,7 +93,7 @@ impl Model {
         backends: &[Arc<dyn Backend>],
         graph: Graph,
         options: ModelOptions,
-        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+        progress: &mut Progress<'_>,
     ) -> Result<Model, RuntimeError> {
         let (graph, passes) =
             if options.optimize { polaris_optimizer::optimize(graph)? } else { (graph, Report::default()) };

@@ -8,12 +8,14 @@ use core_tensor::Backend;
 use loader_gguf::Gguf;
 use polaris_runtime::MemoryReport;
 
-use super::{Chat, ChatOptions, GenerateOptions, Generation, LlamaOptions, Perplexity, PerplexityOptions, Piece, Sequences};
+use super::{
+    Chat, ChatOptions, GenerateOptions, Generation, LlamaOptions, Perplexity, PerplexityOptions, Piece, Sequences,
+};
 use crate::Error;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 
 /// Told while a model loads: bytes done, bytes in all. `Break` cancels.
-pub type LoadProgress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
+pub type LoadProgress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
 /// A language model with its tokenizer, ready to run.
 pub struct Llama {
@@ -26,7 +28,11 @@ impl Llama {
     /// # Errors
     /// When the file cannot be read or its metadata, vocabulary or tensors do not make a model that is supported, the device cannot be used,
     /// there is not enough memory, or `progress` cancels.
-    pub fn open(path: impl AsRef<Path>, options: &LlamaOptions, progress: &mut LoadProgress<'_>) -> Result<Llama, Error> {
+    pub fn open(
+        path: impl AsRef<Path>,
+        options: &LlamaOptions,
+        progress: &mut LoadProgress<'_>,
+    ) -> Result<Llama, Error> {
         let _ = (path.as_ref(), options, progress);
         todo!()
     }
