@@ -36,8 +36,18 @@ pub enum Error {
         reason: String,
     },
     /// Tensors that the architecture needs are not in the file.
-    #[error("{path}: {}", missing(.names, *.count))]
+    #[error("{path}: {count} tensor(s) that the architecture needs are missing: {}", list(.names, *.count))]
     MissingTensors {
+        /// The file.
+        path: PathBuf,
+        /// The first few names.
+        names: Vec<String>,
+        /// How many there are in all.
+        count: usize,
+    },
+    /// The file has tensors that the architecture does not use: it is another model than its metadata says.
+    #[error("{path}: {count} tensor(s) that the architecture does not use: {}", list(.names, *.count))]
+    UnusedTensors {
         /// The file.
         path: PathBuf,
         /// The first few names.
@@ -147,9 +157,10 @@ pub enum Error {
     Cancelled,
 }
 
-fn missing(names: &[String], count: usize) -> String {
-    let list = names.join(", ");
-    let rest = count.saturating_sub(names.len());
-    let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
-    format!("{count} tensor(s) that the architecture needs are missing: {list}{more}")
+/// Some names, and how many more there are.
+fn list(names: &[String], count: usize) -> String {
+    match count.saturating_sub(names.len()) {
+        0 => names.join(", "),
+        rest => format!("{} and {rest} more", names.join(", ")),
+    }
 }

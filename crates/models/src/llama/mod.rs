@@ -3,13 +3,19 @@
 //! [`Llama`] is the pipeline. Everything about a model comes from the file's metadata.
 
 mod chat;
+mod config;
+mod graph;
+mod names;
 mod options;
 mod perplexity;
 mod pipeline;
 mod sampling_placeholder;
 mod sequences;
+mod weights;
 
 pub use chat::{Chat, ChatOptions, Message};
+pub use config::{Architecture, Layer, LlamaConfig, Rope};
+pub use graph::{MAX_ROWS, build};
 pub use options::{
     ContextFull, DEFAULT_CONTEXT, FinishReason, GenerateOptions, Generation, KvDType, LlamaOptions, Piece, Timings,
 };
