@@ -112,6 +112,19 @@ fn read_output(child: &mut Child, start: Instant) -> (Option<Duration>, String) 
     (first, String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Waits until others leave the processors alone, but not for long.
+pub(crate) fn wait_for_quiet(limit: f64) {
+    const LOOK: Duration = Duration::from_millis(500);
+    const LOOKS: u32 = 40;
+    for _ in 0..LOOKS {
+        let load = Load::start();
+        thread::sleep(LOOK);
+        if load.foreign_share().is_none_or(|share| share <= limit) {
+            return;
+        }
+    }
+}
+
 /// How busy the machine's processors are, and with whose work.
 #[derive(Debug)]
 pub(crate) struct Load {

@@ -17,14 +17,15 @@ use crate::command;
 
 use measure::Load;
 use models::BenchModel;
-use peers::{LlamaCppBench, Polaris, Program};
+use peers::{LlamaCppBench, Polaris, Program, Speed, Start};
 use report::{Comparison, Machine, Report};
 
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
 
   --against llama.cpp  measure llama.cpp, too, alternating with Polaris; it is built once, in the cache
   --quick              3 pairs of runs instead of 5, and one repetition in each instead of 2
-  --pairs N            so many pairs of runs
+  --pairs N            so many pairs of runs; when others use the machine, up to twice as many, and the
+                       quietest count
   --models A,B         only these: smollm2-q4_1, smollm2-q4_0, smollm2-q8_0, smollm2-f16,
                        tinyllama-q4_0, tinyllama-q4_k (random weights in the shape of TinyLlama-1.1B)
   -t, --threads N      threads of both programs (2)
@@ -110,15 +111,12 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
         pairs: options.pairs,
         repetitions: options.repetitions,
         bandwidth,
-        foreign_load: None,
         comparisons: Vec::new(),
     };
-    let load = Load::start();
     for (model, file) in options.models.iter().zip(&files) {
         let comparison = compare(model, file, &options, &polaris, peer.as_ref())?;
         report.comparisons.push(comparison);
     }
-    report.foreign_load = load.foreign_share();
 
     print!("{}", report.to_text());
     if let Some(path) = &options.json {
@@ -127,8 +125,19 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the programs by turns on one model. Every second pair is run in the other order, so that a
-/// machine that becomes faster or slower favours neither.
+/// Share of the processors that others may take in a pair of runs that counts as quiet.
+const QUIET: f64 = 0.05;
+
+/// One run of each program, and how much others disturbed it.
+#[derive(Debug)]
+struct Pair {
+    /// `None` where the system does not tell.
+    foreign_share: Option<f64>,
+    results: Vec<(&'static str, Speed, Start)>,
+}
+
+/// Runs the programs by turns on one model, until there are enough quiet pairs of runs or twice as many pairs as were
+/// asked for; of these the quietest count. What is left out is chosen by what others did, never by the result.
 fn compare(
     model: &BenchModel,
     file: &Path,
@@ -136,24 +145,43 @@ fn compare(
     polaris: &Polaris,
     peer: Option<&LlamaCppBench>,
 ) -> Result<Comparison, String> {
+    let mut programs: Vec<&dyn Program> = vec![polaris];
+    programs.extend(peer.map(|peer| peer as &dyn Program));
+    let mut pairs: Vec<Pair> = Vec::new();
+    let quiet =
+        |pairs: &[Pair]| pairs.iter().filter(|pair| pair.foreign_share.is_none_or(|share| share <= QUIET)).count();
+    while quiet(&pairs) < options.pairs && pairs.len() < 2 * options.pairs {
+        measure::wait_for_quiet(QUIET);
+        let pair = run_pair(model, file, options, &programs)?;
+        let share = pair.foreign_share.map_or(String::new(), |share| format!(", others took {:.0} %", share * 100.0));
+        eprintln!("{}: pair {}{share}", model.name, pairs.len() + 1);
+        pairs.push(pair);
+        // Every second pair is run in the other order, so that a machine that becomes faster or slower favours neither.
+        programs.reverse();
+    }
+    pairs.sort_by(|a, b| a.foreign_share.unwrap_or(0.0).total_cmp(&b.foreign_share.unwrap_or(0.0)));
+    pairs.truncate(options.pairs);
+
     let mut comparison = Comparison::new(model.name, file)?;
-    for pair in 0..options.pairs {
-        eprintln!("{}: pair {} of {}", model.name, pair + 1, options.pairs);
-        let mut programs: Vec<&dyn Program> = vec![polaris];
-        programs.extend(peer.map(|peer| peer as &dyn Program));
-        if pair % 2 == 1 {
-            programs.reverse();
-        }
-        for program in &programs {
-            let speed = program.speed(file, model.prefill, model.decode, options.repetitions)?;
-            comparison.add_speed(program.name(), &speed);
-        }
-        for program in &programs {
-            let start = program.first_token(file)?;
-            comparison.add_start(program.name(), &start);
-        }
+    comparison.noisy_pairs = pairs.len() - quiet(&pairs);
+    for (name, speed, start) in pairs.iter().flat_map(|pair| &pair.results) {
+        comparison.add_speed(name, speed);
+        comparison.add_start(name, start);
     }
     Ok(comparison)
+}
+
+fn run_pair(model: &BenchModel, file: &Path, options: &Options, programs: &[&dyn Program]) -> Result<Pair, String> {
+    let load = Load::start();
+    let mut results = Vec::new();
+    for program in programs {
+        let speed = program.speed(file, model.prefill, model.decode, options.repetitions)?;
+        results.push((program.name(), speed, Start::default()));
+    }
+    for (program, (_, _, start)) in programs.iter().zip(&mut results) {
+        *start = program.first_token(file)?;
+    }
+    Ok(Pair { foreign_share: load.foreign_share(), results })
 }
 
 #[cfg(test)]

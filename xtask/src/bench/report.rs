@@ -91,6 +91,8 @@ pub(crate) struct Comparison {
     file_bytes: u64,
     /// Bytes of weights that generating a token reads.
     bytes_per_token: u64,
+    /// Of the pairs of runs that count, those in which others used the machine.
+    pub(crate) noisy_pairs: usize,
     /// For each pair of runs in turn, the run's median.
     samples: BTreeMap<(Measure, &'static str), Vec<f64>>,
 }
@@ -105,7 +107,7 @@ impl Comparison {
         let embedding = gguf.tensor_info("token_embd.weight").filter(|_| gguf.tensor_info("output.weight").is_some());
         let unread = embedding.map_or(0, |tensor| tensor.byte_len());
         let bytes_per_token = (total - unread) as u64;
-        Ok(Self { model: model.to_owned(), file_bytes, bytes_per_token, samples: BTreeMap::new() })
+        Ok(Self { model: model.to_owned(), file_bytes, bytes_per_token, noisy_pairs: 0, samples: BTreeMap::new() })
     }
 
     fn add(&mut self, measure: Measure, program: &'static str, sample: Option<f64>) {
@@ -173,7 +175,6 @@ pub(crate) struct Report {
     pub(crate) pairs: usize,
     pub(crate) repetitions: usize,
     pub(crate) bandwidth: Bandwidth,
-    pub(crate) foreign_load: Option<f64>,
     pub(crate) comparisons: Vec<Comparison>,
 }
 
@@ -197,21 +198,20 @@ impl Report {
         }
         writeln!(
             out,
-            "{} runs of each program, by turns; {} repetitions in each after a warm-up; median (lowest-highest)",
-            self.pairs, self.repetitions
+            "{} runs of each program, by turns, with {} after a warm-up in each; median (lowest-highest)",
+            self.pairs,
+            if self.repetitions == 1 { "1 repetition".to_owned() } else { format!("{} repetitions", self.repetitions) }
         )?;
         let bandwidth = Range::of(&self.bandwidth.samples);
         if let Some(range) = bandwidth {
             writeln!(out, "memory reads {} GB/s ({} MiB)", range.shown(1.0), self.bandwidth.bytes >> 20)?;
         }
-        match self.foreign_load {
-            Some(share) if share > 0.05 => writeln!(
+        for comparison in self.comparisons.iter().filter(|comparison| comparison.noisy_pairs > 0) {
+            writeln!(
                 out,
-                "NOISY: other programs took {:.0} % of the processors: run it again when the machine is quiet",
-                share * 100.0
-            )?,
-            Some(share) => writeln!(out, "other programs took {:.0} % of the processors", share * 100.0)?,
-            None => {}
+                "NOISY: others used the machine in {} of the {} runs with {}: run it again when it is quiet",
+                comparison.noisy_pairs, self.pairs, comparison.model
+            )?;
         }
         writeln!(
             out,
@@ -263,7 +263,7 @@ impl Report {
         };
         let mut lines = vec![
             json!({"kind": "run", "processor": self.machine.processor, "threads": self.machine.threads,
-                "pairs": self.pairs, "repetitions": self.repetitions, "foreign_load": self.foreign_load,
+                "pairs": self.pairs, "repetitions": self.repetitions,
                 "peer": self.has_peer().then(peers::llama_cpp_description)}),
             json!({"kind": "bandwidth", "bytes": self.bandwidth.bytes,
                 "gigabytes_per_second": range(&self.bandwidth.samples)}),
@@ -273,6 +273,7 @@ impl Report {
                 let ratio = comparison.ratios(measure);
                 lines.push(json!({"kind": "measure", "model": comparison.model, "measure": measure.labels().1,
                     "file_bytes": comparison.file_bytes, "weight_bytes_per_token": comparison.bytes_per_token,
+                    "noisy_pairs": comparison.noisy_pairs,
                     "polaris": range(comparison.of(measure, POLARIS)),
                     "peer": range(comparison.of(measure, LLAMA_CPP)),
                     "better_by": ratio.map(|r| json!({"median": r.median, "min": r.low, "max": r.high}))}));
@@ -291,8 +292,10 @@ mod tests {
             model: "m".into(),
             file_bytes: 2_000_000,
             bytes_per_token: 1_000_000_000,
+            noisy_pairs: 0,
             samples: BTreeMap::new(),
         };
+        comparison.noisy_pairs = 1;
         let speeds = [
             (POLARIS, 20.0, 3_000_000),
             (LLAMA_CPP, 10.0, 6_000_000),
@@ -309,7 +312,6 @@ mod tests {
             pairs: 2,
             repetitions: 1,
             bandwidth: Bandwidth { bytes: 1 << 30, samples: vec![40.0, 44.0, 42.0] },
-            foreign_load: Some(0.5),
             comparisons: vec![comparison],
         }
     }
@@ -335,7 +337,7 @@ mod tests {
     fn the_table_says_what_was_compared_and_that_the_machine_was_noisy() {
         let text = report().to_text();
         assert!(text.contains("2 runs of each program, by turns"), "{text}");
-        assert!(text.contains("NOISY: other programs took 50 %"), "{text}");
+        assert!(text.contains("NOISY: others used the machine in 1 of the 2 runs with m"), "{text}");
         assert!(text.contains("22.0 (20.0-24.0)"), "{text}");
         assert!(text.contains("x 2.50 (2.00-3.00)"), "{text}");
         assert!(text.contains("polaris 22.0 GB/s (52 % of what memory gives)"), "{text}");
