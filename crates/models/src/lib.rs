@@ -13,6 +13,7 @@
 //! ```
 
 pub mod backends;
+pub mod chat_template;
 mod error;
 pub mod inspect;
 pub mod llama;
