@@ -4,6 +4,7 @@
 //! --threads N   threads that share each product (2)
 //! --level NAME  scalar, sse4.1, avx2, avx512 (the best there is)
 //! --only TEXT   formats whose name contains TEXT
+//! --budget MS   time to spend on each figure (300)
 //! --no-decode, --no-prefill, --no-pack
 //! ```
 //!
@@ -13,7 +14,8 @@
 
 use std::hint::black_box;
 use std::sync::Barrier;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use core_tensor::{BlockFormat, DType};
 use cpu_kernels::matmul::{
@@ -21,23 +23,23 @@ use cpu_kernels::matmul::{
 };
 use cpu_kernels::simd::Level;
 
-const RUNS: usize = 9;
-
 struct Options {
     threads: usize,
     level: Level,
     only: String,
     skip: Vec<String>,
+    budget: Duration,
 }
 
 fn options() -> Options {
-    let mut o = Options { threads: 2, level: Level::best(), only: String::new(), skip: Vec::new() };
+    let mut o = Options { threads: 2, level: Level::best(), only: String::new(), skip: Vec::new(), budget: Duration::from_millis(300) };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
         match arg.as_str() {
             "--threads" => o.threads = value().parse().expect("a number of threads"),
             "--level" => o.level = Level::from_name(&value()).expect("a level of this machine"),
+            "--budget" => o.budget = Duration::from_millis(value().parse().expect("milliseconds")),
             "--only" => o.only = value(),
             "--no-decode" | "--no-prefill" | "--no-pack" => o.skip.push(arg[5..].to_owned()),
             _ => panic!("unknown option {arg}"),
@@ -46,27 +48,47 @@ fn options() -> Options {
     o
 }
 
-/// Runs `work(thread)` on all threads at once and answers the seconds of the best of several runs.
-fn best_seconds(threads: usize, runs: usize, work: impl Fn(usize) + Sync) -> f64 {
+/// Seconds: of this thread's processor time if it works alone (which other work on the machine does not count in), else of
+/// the wall clock.
+fn clock(threads: usize) -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let id = if threads == 1 { libc::CLOCK_THREAD_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+    // SAFETY: `time` is writable.
+    unsafe { libc::clock_gettime(id, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// Runs `work(thread)` on all threads at once, again and again for `budget`, and answers the seconds of the best run.
+fn best_seconds(threads: usize, budget: Duration, work: impl Fn(usize) + Sync) -> f64 {
     let barrier = Barrier::new(threads);
+    let more = AtomicBool::new(true);
     let mut best = f64::INFINITY;
     std::thread::scope(|scope| {
         for t in 1..threads {
-            let (barrier, work) = (&barrier, &work);
+            let (barrier, more, work) = (&barrier, &more, &work);
             scope.spawn(move || {
-                for _ in 0..runs {
+                loop {
                     barrier.wait();
+                    if !more.load(Ordering::Acquire) {
+                        break;
+                    }
                     work(t);
                     barrier.wait();
                 }
             });
         }
-        for _ in 0..runs {
+        let begin = Instant::now();
+        loop {
             barrier.wait();
-            let start = Instant::now();
+            let start = clock(threads);
             work(0);
             barrier.wait();
-            best = best.min(start.elapsed().as_secs_f64());
+            best = best.min(clock(threads) - start);
+            if begin.elapsed() > budget {
+                more.store(false, Ordering::Release);
+                barrier.wait();
+                break;
+            }
         }
     });
     best
@@ -94,7 +116,7 @@ fn random_rows(dtype: DType, n: usize, k: usize) -> Vec<u8> {
 
 fn pack(o: &Options, dtype: DType, n: usize, k: usize, rows: &[u8]) -> PackedMatrix {
     let builder = PackedMatrixBuilder::new(dtype, n, k).expect("a matrix");
-    best_seconds(o.threads, 1, |t| {
+    best_seconds(o.threads, Duration::ZERO, |t| {
         let groups = share(builder.groups(), o.threads, t);
         let outputs = groups.start * 16..(groups.end * 16).min(n);
         let bytes = &rows[outputs.start * builder.row_bytes()..outputs.end * builder.row_bytes()];
@@ -114,7 +136,7 @@ struct Shared(*mut u8);
 unsafe impl Sync for Shared {}
 
 fn read_bandwidth(o: &Options, bytes: &[u8]) -> f64 {
-    let seconds = best_seconds(o.threads, RUNS, |t| {
+    let seconds = best_seconds(o.threads, o.budget, |t| {
         let part =
             &bytes[share(bytes.len() / 64, o.threads, t).start * 64..share(bytes.len() / 64, o.threads, t).end * 64];
         let mut sums = [0u64; 8];
@@ -134,7 +156,7 @@ fn decode(o: &Options, w: &PackedMatrix, rows: usize) -> f64 {
     let layout = ActivationLayout::new(kind_for(w), rows, w.k());
     let mut y = vec![0.0f32; w.n() * rows];
     let out = Shared(y.as_mut_ptr().cast());
-    let seconds = best_seconds(o.threads, RUNS, |t| {
+    let seconds = best_seconds(o.threads, o.budget, |t| {
         let out = &out;
         let groups = share(w.groups(), o.threads, t);
         let mut packed = vec![0u8; layout.bytes()];
@@ -159,7 +181,7 @@ fn prefill(o: &Options, w: &PackedMatrix, kind: ActivationKind, rows: usize) -> 
     let mut y = vec![0.0f32; w.n() * rows];
     let out = Shared(y.as_mut_ptr().cast());
     let barrier = Barrier::new(o.threads);
-    let seconds = best_seconds(o.threads, RUNS, |t| {
+    let seconds = best_seconds(o.threads, o.budget, |t| {
         let (packed, out) = (&packed, &out);
         let own = share(rows / 4, o.threads, t);
         let groups = share(w.groups(), o.threads, t);

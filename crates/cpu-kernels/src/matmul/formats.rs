@@ -8,9 +8,11 @@
 //! * 8-bit weights: vector `j` of a block holds quad `j` (weights `4 j .. 4 j + 4`), one byte each, 128 added.
 //! * 4-bit weights (and the low four bits of wider ones): vector `j` holds quad `j` in its low nibbles and quad `j + 4` in
 //!   its high ones.
-//! * the fifth bit of Q5_0/Q5_1: one 32-bit word per lane and block, whose bit `8 i + j` belongs to weight `4 j + i`.
-//! * the fifth bit of Q5_K: as in the file, interleaved: vector `j` of a record has in bit `b` of byte `i` that of weight
-//!   `4 j + i` of block `b`. The fifth and sixth bits of Q6_K likewise, two bits per block, four blocks per byte.
+//! * the fifth bits of 5-bit weights: one 32-bit word per lane and block, whose bit `8 i + j` belongs to weight `4 j + i`.
+//! * the fifth and sixth bits of 6-bit weights: one 32-bit word per lane and half block, whose bits `8 i + 2 j` and
+//!   `8 i + 2 j + 1` belong to weight `4 j + i` of the half.
+//!
+//! So a shift and a mask bring the high bits of a quad to where they are needed.
 //!
 //! Scales and minima keep the file's precision: f16, and for K-quants 8-bit integers per block (per 16 weights for Q6_K)
 //! times an f16 per record.
@@ -73,7 +75,7 @@ unsafe fn nibbles<S: Simd, const HALF: usize>(s: S, p: *const u8) -> [S::I; 4] {
     })
 }
 
-/// The fifth bits of Q5_0 and Q5_1, in place, for four quads.
+/// The fifth bits of four quads, in place.
 ///
 /// # Safety
 /// `p` is readable for one vector.
@@ -204,15 +206,7 @@ macro_rules! with_block_minima {
                     if $bits == 4 {
                         return low;
                     }
-                    let p = record.add(Self::HIGH + 256 * HALF + 4 * lane);
-                    let mask = s.i_splat(0x1010_1010);
-                    // The bit of block b moves to bit 4: up by 4, then down by b.
-                    let high = std::array::from_fn(|j| {
-                        let v = s.i_load(p.add(64 * j));
-                        let v = if block < 4 { s.i_shl::<4>(s.i_shr_by(v, block as u32)) } else { s.i_shr_by(v, block as u32 - 4) };
-                        s.i_and(v, mask)
-                    });
-                    join(s, low, high)
+                    join(s, low, fifth_bits::<S, HALF>(s, record.add(Self::HIGH + 64 * block + 4 * lane)))
                 }
             }
 
@@ -242,11 +236,12 @@ with_block_minima!(
     Q4K: bits 4, source 144
 );
 with_block_minima!(
-    /// As [`Q4K`], with 512 bytes of fifth bits before the nibbles.
+    /// As [`Q4K`], with `[8][16]` u32 of fifth bits before the nibbles.
     Q5K: bits 5, source 176
 );
 
-/// `[16]` f16 factors, 32 bytes unused, `[16][16]` i8 scales, 1024 bytes of fifth and sixth bits, nibbles.
+/// `[16]` f16 factors, 32 bytes unused, `[16][16]` i8 scales, `[8][2][16]` u32 of fifth and sixth bits,
+/// nibbles.
 pub(super) struct Q6K;
 
 impl Q6K {
@@ -272,14 +267,9 @@ impl Packing for Q6K {
         // SAFETY: the offsets are those of the layout.
         unsafe {
             let low = nibbles::<S, HALF>(s, record.add(Self::LOW + 256 * block + 4 * lane));
-            let p = record.add(Self::HIGH + 512 * (block / 4) + 256 * HALF + 4 * lane);
+            let v = s.i_load(record.add(Self::HIGH + 128 * block + 64 * HALF + 4 * lane));
             let mask = s.i_splat(0x3030_3030);
-            let high = std::array::from_fn(|j| {
-                let v = s.i_load(p.add(64 * j));
-                let shift = 2 * (block as u32 % 4);
-                let v = if shift < 4 { s.i_shl::<4>(s.i_shr_by(v, shift)) } else { s.i_shr_by(v, shift - 4) };
-                s.i_and(v, mask)
-            });
+            let high = [s.i_shl::<4>(v), s.i_shl::<2>(v), v, s.i_shr::<2>(v)].map(|v| s.i_and(v, mask));
             join(s, low, high)
         }
     }

@@ -115,12 +115,14 @@ impl<P: Packing> Int8<'_, P> {
         let (mut record, end) = (weights, weights.wrapping_add(self.group_bytes));
         let mut block_at = tile;
         while record < end {
-            if NC < 4 && lane == 0 {
-                for line in 0..P::BYTES.div_ceil(64) {
-                    s.prefetch(record.wrapping_add(PREFETCH + 64 * line));
-                }
-            }
             for block in 0..P::BLOCKS {
+                if NC < 4 && lane == 0 {
+                    // A block's share of a record ahead: in one burst, the requests would queue.
+                    let share = P::BYTES / P::BLOCKS;
+                    for line in 0..share.div_ceil(64) {
+                        s.prefetch(record.wrapping_add(PREFETCH + share * block + 64 * line));
+                    }
+                }
                 // Column c is row c % W of tile c / W.
                 let values: [*const u8; NC] =
                     std::array::from_fn(|c| block_at.wrapping_add(c / W * tile_bytes + c % W * BLOCK));

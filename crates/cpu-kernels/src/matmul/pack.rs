@@ -135,6 +135,35 @@ fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
     }
 }
 
+/// `N` vectors of bytes, each byte made of `N` fields of `width` bits: field `b` of vector `j` ↔ field `j` of vector `b`.
+#[inline(always)]
+fn transpose_bits<const N: usize>(vectors: &mut [u8], width: u32) {
+    let mut v: [[u32; GROUP]; N] = std::array::from_fn(|j| {
+        std::array::from_fn(|r| {
+            let at = 64 * j + 4 * r;
+            u32::from_le_bytes([vectors[at], vectors[at + 1], vectors[at + 2], vectors[at + 3]])
+        })
+    });
+    // The transposition of a matrix by swapping ever larger blocks across the diagonal.
+    let mut step = 1;
+    while step < N {
+        let shift = width * step as u32;
+        let low_fields = (0..8).filter(|bit| bit / shift % 2 == 0).fold(0u32, |mask, bit| mask | 0x0101_0101 << bit);
+        for j in (0..N).filter(|j| j & step == 0) {
+            for r in 0..GROUP {
+                let (a, b) = (v[j][r], v[j + step][r]);
+                let swap = ((a >> shift) ^ b) & low_fields;
+                v[j + step][r] = b ^ swap;
+                v[j][r] = a ^ swap << shift;
+            }
+        }
+        step *= 2;
+    }
+    for (v, out) in v.iter().flatten().zip(vectors.chunks_exact_mut(4)) {
+        out.copy_from_slice(&v.to_le_bytes());
+    }
+}
+
 macro_rules! with_block_minima {
     ($name:ident, low $low:literal) => {
         impl Pack for $name {
@@ -158,7 +187,10 @@ macro_rules! with_block_minima {
                 }
                 interleave(|r| nibbles[r].as_ptr(), 8, &mut out[Self::LOW..Self::LOW + 2048]);
                 if Self::BITS == 5 {
-                    interleave(|r| rows[r].as_ptr().wrapping_add(16), 2, &mut out[Self::HIGH..Self::HIGH + 512]);
+                    // In the file, bit b of byte l belongs to weight l of block b; word j of a row becomes that of block j.
+                    let high = &mut out[Self::HIGH..Self::HIGH + 512];
+                    interleave(|r| rows[r].as_ptr().wrapping_add(16), 2, high);
+                    transpose_bits::<8>(high, 1);
                 }
             }
         }
@@ -187,7 +219,18 @@ impl Pack for Q6K {
             }
         }
         interleave(|r| nibbles[r].as_ptr(), 8, &mut out[Self::LOW..Self::LOW + 2048]);
-        interleave(|r| rows[r].as_ptr().wrapping_add(128), 4, &mut out[Self::HIGH..Self::HIGH + 1024]);
+        // In the file, bits 2 b and 2 b + 1 of byte l of each half (of 128 weights) belong to weight l of the half's block
+        // b: after the transposition, word j of 16 bytes is that of block j.
+        let mut high = [0u8; 1024];
+        interleave(|r| rows[r].as_ptr().wrapping_add(128), 4, &mut high);
+        for (i, words) in high.chunks_exact_mut(256).enumerate() {
+            transpose_bits::<4>(words, 2);
+            let (quarter, half) = (i / 2, i % 2);
+            for (j, word) in words.chunks_exact(64).enumerate() {
+                let at = Self::HIGH + 128 * (4 * quarter + j) + 64 * half;
+                out[at..at + 64].copy_from_slice(word);
+            }
+        }
     }
 }
 
