@@ -6,6 +6,8 @@ use core_tensor::{GraphError, StateError, TensorError, WeightError};
 use loader_gguf::GgufError;
 use polaris_runtime::RuntimeError;
 
+use crate::chat_template::ChatTemplateError;
+use crate::sampler::SamplerError;
 use crate::tokenizer::TokenizerError;
 
 /// Everything that opening or running a model can end in.
@@ -85,9 +87,12 @@ pub enum Error {
         /// Why.
         source: TokenizerError,
     },
-    /// The chat template cannot be used.
-    #[error("chat template: {0}")]
-    ChatTemplate(String),
+    /// The chat template is missing, cannot be used, or refuses the messages.
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    /// A sampling option is out of range, or the logits leave nothing to choose from.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
     /// An option is out of range.
     #[error("option {name}: {reason}")]
     Option {

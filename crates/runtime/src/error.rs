@@ -19,7 +19,9 @@ pub enum RuntimeError {
         refusals: Vec<String>,
     },
     /// The model does not fit the backend's memory.
-    #[error("{what} needs {needed} bytes (weights {weights}, states {states}, arena {arena}); {device} has {available}")]
+    #[error(
+        "{what} needs {needed} bytes (weights {weights}, states {states}, arena {arena}); {device} has {available}"
+    )]
     NoMemory {
         /// The graph.
         what: String,

@@ -18,6 +18,8 @@ pub struct ModelOptions {
     pub buckets: Vec<(String, Vec<usize>)>,
     /// Values of the symbols that stay as they are.
     pub fixed: Bindings,
+    /// Extents that the memory check counts with where they are not the largest buckets.
+    pub estimated: Bindings,
     /// Sequences that the memory check counts with.
     pub slots: usize,
     /// Whether the optimizer's passes run; without them the graph is compiled as it is.
@@ -33,6 +35,7 @@ impl Default for ModelOptions {
         ModelOptions {
             buckets: vec![("tokens".into(), ROW_BUCKETS.to_vec())],
             fixed: Bindings::new(),
+            estimated: Bindings::new(),
             slots: 1,
             optimize: true,
         }
@@ -102,6 +105,9 @@ impl Model {
         for (symbol, buckets) in &options.buckets {
             bounds.set(symbol, buckets.last().copied().unwrap_or(1));
         }
+        for (symbol, extent) in options.estimated.iter() {
+            bounds.set(symbol, extent);
+        }
         let report = MemoryReport {
             estimate: estimate(&graph, options.slots, &bounds)?,
             backend: backend.name().to_owned(),
@@ -155,8 +161,7 @@ impl Model {
         for (symbol, value) in fixed.iter() {
             bounds.set(symbol, value);
         }
-        let states =
-            self.backend.new_session(&self.graph, slots, &bounds).map_err(|e| failed(&*self.backend, e))?;
+        let states = self.backend.new_session(&self.graph, slots, &bounds).map_err(|e| failed(&*self.backend, e))?;
         Ok(Session { states })
     }
 

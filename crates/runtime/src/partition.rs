@@ -23,7 +23,9 @@ pub(crate) fn choose(graph: &Graph, backends: &[Arc<dyn Backend>]) -> Result<Arc
             .nodes()
             .iter()
             .filter_map(|node| Some((node, backend.supports(graph, node).err()?)))
-            .map(|(node, reason)| format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name()))
+            .map(|(node, reason)| {
+                format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name())
+            })
             .collect();
         if refused.is_empty() {
             return Ok(backend.clone());

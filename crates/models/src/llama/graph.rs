@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use core_tensor::op::{Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, Unary};
+use core_tensor::op::{
+    Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, Unary,
+};
 use core_tensor::{DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
 
 use super::KvDType;
@@ -191,7 +193,14 @@ impl Builder<'_> {
     }
 
     /// Declares a state for the rows and writes them into it.
-    fn write(&mut self, number: usize, what: &str, layer: &Layer, row: [usize; 2], x: ValueId) -> Result<ValueId, Error> {
+    fn write(
+        &mut self,
+        number: usize,
+        what: &str,
+        layer: &Layer,
+        row: [usize; 2],
+        x: ValueId,
+    ) -> Result<ValueId, Error> {
         let state = self.state(&name(number, what), layer, row);
         let inputs = [x, self.inputs.positions, self.inputs.slots];
         let op = Op::StateWrite(StateWrite { state });

@@ -4,16 +4,19 @@
 
 mod chat;
 mod config;
+mod generation;
 mod graph;
 mod names;
 mod options;
 mod perplexity;
 mod pipeline;
-mod sampling_placeholder;
 mod sequences;
+mod vocabulary;
 mod weights;
 
-pub use chat::{Chat, ChatOptions, Message};
+pub use crate::chat_template::Message;
+pub use crate::sampler::SamplerOptions;
+pub use chat::{Chat, ChatOptions};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
 pub use graph::{MAX_ROWS, build};
 pub use options::{
@@ -21,5 +24,4 @@ pub use options::{
 };
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use pipeline::{Llama, LoadProgress};
-pub use sampling_placeholder::SamplerOptions;
 pub use sequences::{Row, Sequences};

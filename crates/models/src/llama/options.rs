@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use core_tensor::{BlockFormat, DType, FileAccess};
 use serde::{Deserialize, Serialize};
 
-use super::SamplerOptions;
 use crate::backends::BackendOptions;
+use crate::sampler::SamplerOptions;
 use crate::tokenizer::EncodeOptions;
 
 /// Element type of the KV cache.
@@ -147,6 +147,8 @@ pub struct Timings {
     pub decode_seconds: f64,
     /// From the call to the first token.
     pub first_token_seconds: f64,
+    /// How often the context was full and shifted.
+    pub shifts: usize,
 }
 
 impl Timings {

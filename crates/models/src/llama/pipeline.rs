@@ -3,23 +3,35 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use core_tensor::Backend;
+use core_tensor::{Backend, BackendError, Bindings};
 use loader_gguf::Gguf;
-use polaris_runtime::MemoryReport;
+use polaris_runtime::{MemoryReport, Model, ModelOptions, ROW_BUCKETS, RuntimeError};
 
+use super::generation::Generator;
+use super::graph::symbol;
 use super::{
-    Chat, ChatOptions, GenerateOptions, Generation, LlamaOptions, Perplexity, PerplexityOptions, Piece, Sequences,
+    Chat, ChatOptions, DEFAULT_CONTEXT, GenerateOptions, Generation, LlamaConfig, LlamaOptions, Perplexity,
+    PerplexityOptions, Piece, Row, Sequences, vocabulary,
 };
-use crate::Error;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::{Error, backends};
 
 /// Told while a model loads: bytes done, bytes in all. `Break` cancels.
 pub type LoadProgress<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
 
 /// A language model with its tokenizer, ready to run.
+#[derive(Debug)]
 pub struct Llama {
-    _gguf: Gguf,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    /// The source of the file's chat template; parsed when a conversation begins.
+    chat_template: Option<String>,
+    name: Option<String>,
+    model: Model,
+    context: usize,
+    load_seconds: f64,
 }
 
 impl Llama {
@@ -33,8 +45,11 @@ impl Llama {
         options: &LlamaOptions,
         progress: &mut LoadProgress<'_>,
     ) -> Result<Llama, Error> {
-        let _ = (path.as_ref(), options, progress);
-        todo!()
+        let start = Instant::now();
+        let gguf = Gguf::open(path, options.access)?;
+        let mut model = Llama::from_gguf(gguf, &backends::open(&options.backend)?, options, progress)?;
+        model.load_seconds = start.elapsed().as_secs_f64();
+        Ok(model)
     }
 
     /// The same from an opened file, on backends of the caller's choice (`options.backend` is then not looked at).
@@ -47,44 +62,104 @@ impl Llama {
         options: &LlamaOptions,
         progress: &mut LoadProgress<'_>,
     ) -> Result<Llama, Error> {
-        let _ = (gguf, backends, options, progress);
-        todo!()
+        let start = Instant::now();
+        let config = LlamaConfig::from_gguf(&gguf)?;
+        let context = options.context.unwrap_or(config.trained_context.min(DEFAULT_CONTEXT));
+        if context == 0 || i32::try_from(context).is_err() {
+            return Err(Error::Option { name: "context", reason: format!("{context} positions cannot be held") });
+        }
+        let graph = super::build(&config, &gguf, options.kv_dtype, context)?;
+        // The vocabulary takes as long as the weights, and neither needs the other.
+        let (tokenizer, model) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| vocabulary::tokenizer(&gguf));
+            let model = Model::load(backends, graph, runtime_options(context, options.slots), progress);
+            (tokenizer.join(), model)
+        });
+        let tokenizer = tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        if tokenizer.vocabulary_size() > config.vocabulary {
+            return Err(Error::Metadata {
+                path: gguf.path().to_owned(),
+                key: "tokenizer.ggml.tokens".into(),
+                reason: format!(
+                    "{} tokens, and the embedding has {} rows",
+                    tokenizer.vocabulary_size(),
+                    config.vocabulary
+                ),
+            });
+        }
+        let model = model.map_err(|error| match error {
+            RuntimeError::Backend { source: BackendError::Cancelled, .. } => Error::Cancelled,
+            error => error.into(),
+        })?;
+        Ok(Llama {
+            tokenizer,
+            chat_template: gguf.optional::<&str>("tokenizer.chat_template")?.map(str::to_owned),
+            name: gguf.optional::<&str>("general.name")?.map(str::to_owned),
+            config,
+            model,
+            context,
+            load_seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The name that the file gives the model.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
     }
 
     /// The tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
-        todo!()
+        &self.tokenizer
+    }
+
+    /// The source of the file's chat template.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The loaded graph: programs, passes, memory.
+    #[must_use]
+    pub fn runtime(&self) -> &Model {
+        &self.model
     }
 
     /// Positions that a sequence may hold.
     #[must_use]
     pub fn context(&self) -> usize {
-        todo!()
+        self.context
     }
 
     /// What the model takes, and where.
     #[must_use]
     pub fn memory(&self) -> &MemoryReport {
-        todo!()
+        self.model.memory()
     }
 
     /// What runs the model, for people.
     #[must_use]
     pub fn device(&self) -> String {
-        todo!()
+        self.model.backend().description()
     }
 
     /// Seconds that opening and loading took.
     #[must_use]
     pub fn load_seconds(&self) -> f64 {
-        todo!()
+        self.load_seconds
     }
 
     /// The ids of a text.
     #[must_use]
     pub fn tokenize(&self, text: &str, options: EncodeOptions) -> Vec<u32> {
-        self.tokenizer().encode(text, options)
+        self.tokenizer.encode(text, options)
     }
 
     /// Continues a prompt. `on_piece` gets text as it comes; `Break` stops.
@@ -110,8 +185,8 @@ impl Llama {
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
-        let _ = (prompt, options, on_piece);
-        todo!()
+        let mut sequences = self.sequences(1)?;
+        Generator::new(self, &mut sequences, 0, options)?.run(prompt, on_piece)
     }
 
     /// The logits after each of the tokens: `[tokens][vocabulary]`.
@@ -119,8 +194,8 @@ impl Llama {
     /// # Errors
     /// When there are more tokens than the context has positions, one is outside of the vocabulary, or the backend fails.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, Error> {
-        let _ = tokens;
-        todo!()
+        let rows: Vec<Row> = tokens.iter().map(|token| Row { slot: 0, token: *token, logits: true }).collect();
+        self.sequences(1)?.step(&rows)
     }
 
     /// Perplexity of a text, by llama.cpp's procedure, so that figures compare. `on_chunk` gets the running estimate after each
@@ -134,8 +209,7 @@ impl Llama {
         options: &PerplexityOptions,
         on_chunk: &mut dyn FnMut(usize, usize, f64) -> ControlFlow<()>,
     ) -> Result<Perplexity, Error> {
-        let _ = (text, options, on_chunk);
-        todo!()
+        super::perplexity::measure(self, text, options, on_chunk)
     }
 
     /// Begins a conversation that keeps its KV cache between turns.
@@ -143,8 +217,7 @@ impl Llama {
     /// # Errors
     /// When the file has no chat template and the options none, or there is no memory for the states.
     pub fn chat(&self, options: ChatOptions) -> Result<Chat<'_>, Error> {
-        let _ = options;
-        todo!()
+        Chat::new(self, options)
     }
 
     /// Several sequences side by side: what batching, beams and servers build on.
@@ -152,7 +225,18 @@ impl Llama {
     /// # Errors
     /// When there is no memory for the states.
     pub fn sequences(&self, slots: usize) -> Result<Sequences<'_>, Error> {
-        let _ = slots;
-        todo!()
+        Sequences::new(self, slots)
+    }
+}
+
+/// Buckets for the rows of a step and those with logits; the memory check counts with the largest step that asks for one row's logits.
+pub(super) fn runtime_options(context: usize, slots: usize) -> ModelOptions {
+    let rows = ROW_BUCKETS.to_vec();
+    ModelOptions {
+        buckets: vec![(symbol::TOKENS.into(), rows.clone()), (symbol::LOGIT_ROWS.into(), rows)],
+        fixed: Bindings::new().with(symbol::CONTEXT, context),
+        estimated: Bindings::new().with(symbol::LOGIT_ROWS, 1),
+        slots,
+        optimize: true,
     }
 }

@@ -125,7 +125,8 @@ impl Finder<'_> {
     fn finish(self, table: &NameTable) -> Result<(), Error> {
         let path = self.path();
         let ignored = |name: &String| table.ignored.iter().any(|part| name.contains(part));
-        let mut unused: Vec<String> = self.names.difference(&self.used).filter(|name| !ignored(name)).cloned().collect();
+        let mut unused: Vec<String> =
+            self.names.difference(&self.used).filter(|name| !ignored(name)).cloned().collect();
         unused.sort_unstable();
         let (mut names, count) = match self.missing.len() {
             0 => (unused, None),
@@ -153,11 +154,7 @@ fn usable(tensor: Tensor, shape: &[usize]) -> Result<Arc<Weight>, String> {
 
 /// Rows of Q, K and V. Extents are bounded, so that the products fit.
 fn projections(layer: &Layer, config: &LlamaConfig) -> (usize, usize, usize) {
-    (
-        layer.heads * config.key_length,
-        layer.kv_heads * config.key_length,
-        layer.kv_heads * config.value_length,
-    )
+    (layer.heads * config.key_length, layer.kv_heads * config.key_length, layer.kv_heads * config.value_length)
 }
 
 fn model_shape(role: Role, config: &LlamaConfig) -> Vec<usize> {
