@@ -23,11 +23,13 @@ pub struct CpuOptions {
     pub level: Option<Level>,
     /// What quantized weights are multiplied with: activations rounded to 8 bits (fast), or f32.
     pub activations: ActivationKind,
+    /// Times every step of every run; [`Program::to_text`] then shows the sums.
+    pub profile: bool,
 }
 
 impl Default for CpuOptions {
     fn default() -> CpuOptions {
-        CpuOptions { threads: 0, level: None, activations: ActivationKind::Q8 }
+        CpuOptions { threads: 0, level: None, activations: ActivationKind::Q8, profile: false }
     }
 }
 
@@ -46,6 +48,13 @@ impl CpuOptions {
         self
     }
 
+    /// These options with steps timed or not.
+    #[must_use]
+    pub fn with_profile(mut self, profile: bool) -> CpuOptions {
+        self.profile = profile;
+        self
+    }
+
     /// These options with a kind of activations.
     #[must_use]
     pub fn with_activations(mut self, activations: ActivationKind) -> CpuOptions {
@@ -59,6 +68,7 @@ pub struct CpuBackend {
     pool: Arc<ThreadPool>,
     level: Level,
     activations: ActivationKind,
+    profile: bool,
 }
 
 impl CpuBackend {
@@ -71,6 +81,7 @@ impl CpuBackend {
             pool: Arc::new(ThreadPool::new(threads)),
             level: options.level.unwrap_or_else(Level::best),
             activations: options.activations,
+            profile: options.profile,
         }
     }
 
@@ -119,8 +130,12 @@ impl Backend for CpuBackend {
         weights: &Arc<dyn Weights>,
         bounds: &Bindings,
     ) -> Result<Arc<dyn Program>, BackendError> {
-        let options =
-            CompileOptions { pool: self.pool.clone(), level: self.level, activations: self.activations };
+        let options = CompileOptions {
+            pool: self.pool.clone(),
+            level: self.level,
+            activations: self.activations,
+            profile: self.profile,
+        };
         Ok(Arc::new(compile::compile(graph, weights, bounds, &options)?))
     }
 

@@ -1,7 +1,7 @@
 //! From graph to program: fusion, in-place aliases, barriers, memory plan.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex};
 
 use core_tensor::op::{Binary, Op, RotaryEmbedding};
@@ -29,6 +29,7 @@ pub(crate) struct CompileOptions {
     pub(crate) pool: Arc<ThreadPool>,
     pub(crate) level: Level,
     pub(crate) activations: ActivationKind,
+    pub(crate) profile: bool,
 }
 
 /// Memory that steps read and write: values by the buffer they lie in, states, scratch.
@@ -145,6 +146,7 @@ pub(crate) fn compile(
         pool: target.pool.clone(),
         level: target.level,
         bounds: bounds.clone(),
+        profile: target.profile,
         steps,
         places,
         plan,
@@ -686,7 +688,7 @@ fn schedule(
                 life.1 = phase;
             }
         }
-        steps.push(Scheduled { barrier, step: draft.step });
+        steps.push(Scheduled { barrier, step: draft.step, waited: AtomicU64::new(0), worked: AtomicU64::new(0) });
     }
     // Outputs are read when everything is done.
     for output in graph.outputs() {

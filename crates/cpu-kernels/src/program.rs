@@ -1,7 +1,8 @@
 //! Programs: fused steps over an arena, run as one parallel region with barriers where one step needs another's results.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use core_tensor::op::OpError;
 use core_tensor::{
@@ -85,6 +86,34 @@ pub(crate) trait Step: Send + Sync {
 pub(crate) struct Scheduled {
     pub(crate) barrier: bool,
     pub(crate) step: Box<dyn Step>,
+    /// Nanoseconds that the first thread waited before the step, and took for it, in all profiled runs.
+    pub(crate) waited: AtomicU64,
+    pub(crate) worked: AtomicU64,
+}
+
+impl Scheduled {
+    fn run(&self, cx: &RunContext<'_>) {
+        if self.barrier {
+            cx.worker.barrier();
+        }
+        self.step.run(cx);
+    }
+
+    /// The same with the clock running on the first thread.
+    fn run_timed(&self, cx: &RunContext<'_>) {
+        if cx.worker.index != 0 {
+            return self.run(cx);
+        }
+        let start = Instant::now();
+        if self.barrier {
+            cx.worker.barrier();
+        }
+        let ready = Instant::now();
+        self.step.run(cx);
+        let nanos = |from: Instant, to: Instant| u64::try_from((to - from).as_nanos()).unwrap_or(u64::MAX);
+        self.waited.fetch_add(nanos(start, ready), Ordering::Relaxed);
+        self.worked.fetch_add(nanos(ready, Instant::now()), Ordering::Relaxed);
+    }
 }
 
 pub(crate) struct CpuProgram {
@@ -93,6 +122,8 @@ pub(crate) struct CpuProgram {
     pub(crate) pool: Arc<ThreadPool>,
     pub(crate) level: Level,
     pub(crate) bounds: Bindings,
+    /// Whether runs are timed step by step.
+    pub(crate) profile: bool,
     pub(crate) steps: Vec<Scheduled>,
     /// Where each value of the graph lies.
     pub(crate) places: Vec<Place>,
@@ -302,10 +333,7 @@ impl Program for CpuProgram {
                 failure: &failure,
             };
             for scheduled in &self.steps {
-                if scheduled.barrier {
-                    worker.barrier();
-                }
-                scheduled.step.run(&cx);
+                if self.profile { scheduled.run_timed(&cx) } else { scheduled.run(&cx) }
             }
         });
         if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -323,9 +351,13 @@ impl Program for CpuProgram {
 
     fn to_text(&self) -> String {
         let mut text = String::new();
-        for Scheduled { barrier, step } in &self.steps {
+        for Scheduled { barrier, step, waited, worked } in &self.steps {
             text += if *barrier { "| " } else { "  " };
             text += &step.describe();
+            if self.profile {
+                let micros = |nanos: &AtomicU64| nanos.load(Ordering::Relaxed) as f64 / 1000.0;
+                text += &format!("  // waited {:.1} us, worked {:.1} us", micros(waited), micros(worked));
+            }
             text.push('\n');
         }
         text

@@ -5,9 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// How often a waiting thread looks before it lets others run: some tens of microseconds.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 2_000;
 /// How often a worker looks for the next region before it sleeps: decode steps follow each other closely.
-const IDLE_SPINS: u32 = 200_000;
+const IDLE_SPINS: u32 = 50_000;
 
 /// A barrier that spins, for threads that arrive within microseconds of each other.
 struct Barrier {
