@@ -51,3 +51,7 @@ pub use source::WeightSource;
 pub use storage::AlignedBytes;
 pub use tensor::{Element, Tensor, TensorError, byte_len, decode_f32};
 pub use weight::{Weight, WeightError};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

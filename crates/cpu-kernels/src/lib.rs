@@ -49,3 +49,7 @@ mod weights;
 
 pub use backend::{CpuBackend, CpuOptions};
 pub use threads::{ThreadPool, Worker};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
