@@ -71,9 +71,8 @@ impl fmt::Display for MemoryReport {
         let MemoryEstimate { weights, states, arena } = self.estimate;
         write!(
             f,
-            "{} on {} ({}): weights {}, states {}, arena {}",
+            "{} on {}: weights {}, states {}, arena {}",
             mib(self.estimate.total()),
-            self.device.name,
             self.backend,
             mib(weights),
             mib(states),
