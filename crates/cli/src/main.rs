@@ -1,2 +1,135 @@
-//! Polaris command line.
-fn main() {}
+//! The `polaris` command.
+
+mod bench;
+mod chat;
+mod completions;
+mod doctor;
+mod failure;
+mod generate;
+mod inspect;
+mod interrupt;
+mod model;
+mod output;
+mod perplexity;
+mod sampling;
+mod self_test;
+mod tokenize;
+
+use std::env;
+use std::panic;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  polaris chat -m model.gguf
+  polaris generate -m model.gguf -p 'The capital of France is'
+  polaris inspect model.gguf
+
+`polaris COMMAND --help` has more for each command.
+Exit codes: 0 success, 1 the command failed, 2 the command line is wrong, 130 Ctrl-C.
+POLARIS_LOG=debug (or target=level,...) writes what goes on inside to standard error.";
+
+/// Run language models from the file you already have
+#[derive(Debug, Parser)]
+#[command(name = "polaris", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Generate(generate::Arguments),
+    Chat(chat::Arguments),
+    Inspect(inspect::Arguments),
+    Tokenize(tokenize::Arguments),
+    Perplexity(perplexity::Arguments),
+    Bench(bench::Arguments),
+    Doctor(doctor::Arguments),
+    Completions(completions::Arguments),
+}
+
+fn main() -> ExitCode {
+    panic::set_hook(Box::new(report_panic));
+    let arguments = Arguments::parse();
+    // What a panic unwinds through is not used again.
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(|| run(&arguments)));
+    let failure = match result {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(failure)) => failure,
+        // The hook has told.
+        Err(_) => return ExitCode::FAILURE,
+    };
+    if let Some(message) = failure.message() {
+        output::note(&format!("error: {message}"));
+    }
+    ExitCode::from(failure.exit_code())
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    log()?;
+    match &arguments.command {
+        Command::Generate(arguments) => generate::run(arguments),
+        Command::Chat(arguments) => chat::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Tokenize(arguments) => tokenize::run(arguments),
+        Command::Perplexity(arguments) => perplexity::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Completions(arguments) => completions::run(arguments),
+    }
+}
+
+/// Writes events to standard error if `POLARIS_LOG` asks for them.
+fn log() -> Result<(), Failure> {
+    let Some(filter) = env::var_os("POLARIS_LOG").filter(|filter| !filter.is_empty()) else {
+        return Ok(());
+    };
+    let filter = filter.to_string_lossy();
+    let targets: Targets = filter
+        .parse()
+        .map_err(|error| Failure::Usage(format!("POLARIS_LOG={filter}: {error} (for example: debug)")))?;
+    let events = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(targets).with(events).init();
+    Ok(())
+}
+
+/// One line instead of a backtrace: a panic is a defect of this program, and whoever runs it can only report it.
+fn report_panic(info: &panic::PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let what = payload.downcast_ref::<&str>().copied();
+    let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
+    let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
+    output::note(&format!(
+        "error: internal error: {}{place}; please report this at {}/issues",
+        what.replace('\n', " "),
+        env!("CARGO_PKG_REPOSITORY")
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_defined() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        let command = Arguments::command();
+        for command in command.get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("polaris {}", command.get_name())), "{}: {help:?}", command.get_name());
+        }
+    }
+}

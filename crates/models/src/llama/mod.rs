@@ -25,3 +25,4 @@ pub use options::{
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use pipeline::{Llama, LoadProgress};
 pub use sequences::{Row, Sequences};
+pub use vocabulary::tokenizer;

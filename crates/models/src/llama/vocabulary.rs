@@ -5,11 +5,11 @@ use loader_gguf::Gguf;
 use crate::Error;
 use crate::tokenizer::{Tokenizer, Vocabulary};
 
-/// Builds the tokenizer from the keys `tokenizer.ggml.*`.
+/// Builds the tokenizer of a GGUF file from the keys `tokenizer.ggml.*`; no tensor is read.
 ///
 /// # Errors
 /// When a key is missing or of the wrong type, or the vocabulary makes no tokenizer.
-pub(crate) fn tokenizer(gguf: &Gguf) -> Result<Tokenizer, Error> {
+pub fn tokenizer(gguf: &Gguf) -> Result<Tokenizer, Error> {
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let id = |name: &str| id(gguf, &key(name));
     let flag = |name: &str| gguf.optional::<bool>(&key(name));

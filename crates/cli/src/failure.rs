@@ -1,0 +1,111 @@
+//! How a command ends when it does not succeed: one message, one exit code.
+
+use std::error::Error as StdError;
+use std::io;
+
+use polaris_runtime::RuntimeError;
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line asks for something that makes no sense. Exit code 2.
+    Usage(String),
+    /// Something went wrong while the command ran. Exit code 1.
+    Runtime(String),
+    /// The user pressed Ctrl-C. No message, exit code 130, as shells have it for a program that SIGINT ended.
+    Interrupted,
+    /// Whoever read the output has gone (`polaris ... | head`). Nobody is there to be told; exit code 0.
+    OutputClosed,
+}
+
+impl Failure {
+    /// What the process ends with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Usage(_) => 2,
+            Failure::Runtime(_) => 1,
+            Failure::Interrupted => 130,
+            Failure::OutputClosed => 0,
+        }
+    }
+
+    /// What the user is told, if anything.
+    pub(crate) fn message(&self) -> Option<&str> {
+        match self {
+            Failure::Usage(message) | Failure::Runtime(message) => Some(message),
+            Failure::Interrupted | Failure::OutputClosed => None,
+        }
+    }
+
+    /// A failure to read a file that the user named.
+    pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Failure {
+        Failure::Runtime(format!("{}: {error}", path.display()))
+    }
+}
+
+impl From<models::Error> for Failure {
+    fn from(error: models::Error) -> Failure {
+        let cancelled = match &error {
+            models::Error::Cancelled => true,
+            models::Error::Runtime(error) => RuntimeError::is_cancelled(error),
+            _ => false,
+        };
+        if cancelled { Failure::Interrupted } else { Failure::Runtime(with_sources(&error)) }
+    }
+}
+
+impl From<loader_gguf::GgufError> for Failure {
+    fn from(error: loader_gguf::GgufError) -> Failure {
+        Failure::Runtime(with_sources(&error))
+    }
+}
+
+/// An error's text with the texts of its sources, each once: many errors have their source's text in their own.
+fn with_sources(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt;
+
+    #[derive(Debug)]
+    struct Layer(&'static str, Option<Box<Layer>>);
+
+    impl fmt::Display for Layer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl StdError for Layer {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.1.as_deref().map(|layer| layer as &dyn StdError)
+        }
+    }
+
+    #[test]
+    fn a_source_is_told_once_whether_or_not_the_error_tells_it() {
+        let error = Layer("cannot open: no such file", Some(Box::new(Layer("no such file", None))));
+        assert_eq!(with_sources(&error), "cannot open: no such file");
+        let error = Layer("cannot open", Some(Box::new(Layer("no such file", None))));
+        assert_eq!(with_sources(&error), "cannot open: no such file");
+    }
+
+    #[test]
+    fn a_cancelled_load_is_an_interruption_and_not_an_error() {
+        assert!(matches!(Failure::from(models::Error::Cancelled), Failure::Interrupted));
+        assert!(matches!(Failure::from(models::Error::EmptyPrompt), Failure::Runtime(_)));
+    }
+}
