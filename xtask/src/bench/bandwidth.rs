@@ -10,10 +10,18 @@ const BYTES: usize = 768 << 20;
 const PASSES: usize = 9;
 
 /// What the probe measured, in 10⁹ bytes per second, one figure per pass.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Bandwidth {
     pub(crate) bytes: usize,
     pub(crate) samples: Vec<f64>,
+}
+
+impl Bandwidth {
+    /// Takes the samples of another probe, too.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes = other.bytes;
+        self.samples.extend(other.samples);
+    }
 }
 
 /// Reads memory with so many threads at a time, each its own part, and sums it up.

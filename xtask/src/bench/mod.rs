@@ -15,6 +15,7 @@ use std::thread;
 use crate::arguments::Arguments;
 use crate::command;
 
+use bandwidth::Bandwidth;
 use measure::Load;
 use models::BenchModel;
 use peers::{LlamaCppBench, Polaris, Program, Speed, Start};
@@ -104,16 +105,17 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
         files.push(model.prepare(llama_cpp.as_ref())?);
     }
 
-    eprintln!("measuring the memory bandwidth");
-    let bandwidth = bandwidth::probe(options.threads)?;
     let mut report = Report {
         machine: Machine::here(options.threads),
         pairs: options.pairs,
         repetitions: options.repetitions,
-        bandwidth,
+        bandwidth: Bandwidth::default(),
         comparisons: Vec::new(),
     };
     for (model, file) in options.models.iter().zip(&files) {
+        measure::wait_for_quiet(QUIET);
+        // Beside each model, since what a shared machine's memory gives changes with what others do.
+        report.bandwidth.add(bandwidth::probe(options.threads)?);
         let comparison = compare(model, file, &options, &polaris, peer.as_ref())?;
         report.comparisons.push(comparison);
     }
