@@ -15,15 +15,15 @@
 //! ```
 //!
 //! A template is a program that came with a file. It can reach nothing but its arguments and the
-//! date; its steps, its nesting and its output are limited. What minijinja has no limit for is the
-//! memory of a single value: a template that joins a string with itself thirty times gets its
-//! gigabyte.
+//! date. Its length, its steps, its nesting and its output are limited, and it runs on a stack of
+//! its own that is as deep as it can nest. What minijinja has no limit for is the memory of a
+//! single value: a template that joins a string with itself thirty times gets its gigabyte.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::panic::{self, AssertUnwindSafe};
+use std::thread;
 use std::time::SystemTime;
 
 use jiff::tz::TimeZone;
@@ -37,9 +37,14 @@ pub const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.ro
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// How many steps a template may take: a hundred times what a long conversation needs, and about a
-/// second.
-const FUEL: u64 = 10_000_000;
+/// How many bytes a template may have: four times the longest that is known.
+const LONGEST_SOURCE: usize = 64 << 10;
+
+/// How many steps a template may take. Of 70 published ones most take 400 and then 80 for each
+/// message, and the one that looks at all messages for each takes 4 for each pair.
+fn most_steps(messages: usize) -> u64 {
+    20_000 + 2_000 * messages as u64
+}
 
 /// How deep calls of macros and loops may nest.
 const RECURSION: usize = 100;
@@ -112,9 +117,18 @@ pub enum ChatTemplateError {
         /// Why.
         message: String,
     },
+    /// The template is longer than templates are.
+    #[error("the chat template has {bytes} bytes, more than {LONGEST_SOURCE}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
     /// The template takes more steps than a template needs.
-    #[error("the chat template was stopped after {FUEL} steps")]
-    TooManySteps,
+    #[error("the chat template was stopped after {steps} steps")]
+    TooManySteps {
+        /// How many it had.
+        steps: u64,
+    },
     /// The template writes more text than any model reads.
     #[error("the chat template was stopped after {LONGEST_OUTPUT} bytes of text")]
     TooMuchText,
@@ -143,15 +157,18 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", |format: &str| strftime(&Zoned::now(), format));
+        if source.len() > LONGEST_SOURCE {
+            return Err(ChatTemplateError::TooLong { bytes: source.len() });
+        }
         let source = without_generation_tags(source).into_owned();
-        environment.add_template_owned(NAME, source).map_err(|error| {
+        let add = || environment.add_template_owned(NAME, source);
+        on_stack_for(LONGEST_SOURCE, add)?.map_err(|error| {
             let message = description(&error);
             ChatTemplateError::Syntax { line: error.line(), message }
         })?;
@@ -182,32 +199,63 @@ impl ChatTemplate {
     /// [`ChatTemplateError::Refused`] if the template does not take such messages (many want user and
     /// assistant to alternate), others if it fails or runs away.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, ChatTemplateError> {
-        let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
-        let mut context: BTreeMap<&str, Value> =
-            options.variables.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))).collect();
-        // Without a token its name is missing, too: templates ask whether it is defined.
-        let tokens = [("bos_token", &options.bos_token), ("eos_token", &options.eos_token)];
-        context.extend(tokens.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_ref()?)))));
-        context.extend([
-            ("messages", Value::from_serialize(messages)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(options.add_generation_prompt)),
-        ]);
-        let mut output = Output::default();
-        // minijinja panics on some expressions, such as the reverse of an empty list. The template
-        // came from outside, and nothing that is used after a panic was changed by it.
-        let rendered = panic::catch_unwind(AssertUnwindSafe(|| {
-            template.render_captured_to(context, &mut output).map(drop).map_err(|error| failure(&error))
-        }));
-        let failed = |message: &str| ChatTemplateError::Failed { line: None, message: message.to_owned() };
-        match rendered {
-            Err(_) => Err(failed("an expression that the template engine has no answer to")),
-            Ok(_) if output.full => Err(ChatTemplateError::TooMuchText),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(())) => String::from_utf8(output.text).map_err(|error| failed(&error.to_string())),
-        }
+        let steps = most_steps(messages.len());
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps));
+        // A step can nest a list one deeper.
+        let levels = usize::try_from(steps).unwrap_or(usize::MAX);
+        on_stack_for(levels, || run(&environment, messages, options, steps))?
     }
+}
+
+/// Renders the template of `environment`, which has `steps` to go.
+fn run(
+    environment: &Environment<'_>,
+    messages: &[Message],
+    options: &RenderOptions,
+    steps: u64,
+) -> Result<String, ChatTemplateError> {
+    let failure = |error: minijinja::Error| failure(&error, steps);
+    let template = environment.get_template(NAME).map_err(failure)?;
+    let mut context: BTreeMap<&str, Value> =
+        options.variables.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))).collect();
+    // Without a token its name is missing, too: templates ask whether it is defined.
+    let tokens = [("bos_token", &options.bos_token), ("eos_token", &options.eos_token)];
+    context.extend(tokens.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_ref()?)))));
+    context.extend([
+        ("messages", Value::from_serialize(messages)),
+        ("tools", Value::from(())),
+        ("documents", Value::from(())),
+        ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+    ]);
+    let mut output = Output::default();
+    match template.render_captured_to(context, &mut output) {
+        _ if output.full => Err(ChatTemplateError::TooMuchText),
+        Err(error) => Err(failure(error)),
+        Ok(_) => String::from_utf8(output.text).map_err(|error| without_line(&error)),
+    }
+}
+
+/// Runs `work` with a stack for `levels` of nesting.
+///
+/// minijinja reads, compares, prints and drops what is nested by recursion. A level takes 400 bytes
+/// of stack in an optimized build and 1,700 in one that is not. Memory that is not touched is not
+/// taken.
+fn on_stack_for<T: Send>(levels: usize, work: impl FnOnce() -> T + Send) -> Result<T, ChatTemplateError> {
+    const LEVEL: usize = 2 << 10;
+    const OTHERS: usize = 16 << 20;
+    const MOST: usize = if usize::BITS < 64 { 256 << 20 } else { 1 << 30 };
+    let bytes = levels.saturating_mul(LEVEL).saturating_add(OTHERS).min(MOST);
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("chat template".into()).stack_size(bytes);
+        let running = builder.spawn_scoped(scope, work).map_err(|error| without_line(&error))?;
+        // minijinja panics on some expressions, such as the reverse of an empty list.
+        running.join().map_err(|_| without_line(&"an expression that the template engine has no answer to"))
+    })
+}
+
+fn without_line(message: &dyn fmt::Display) -> ChatTemplateError {
+    ChatTemplateError::Failed { line: None, message: message.to_string() }
 }
 
 /// Text up to the limit.
@@ -250,13 +298,13 @@ fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
 }
 
 /// Sorts out why rendering failed.
-fn failure(error: &minijinja::Error) -> ChatTemplateError {
+fn failure(error: &minijinja::Error, steps: u64) -> ChatTemplateError {
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
     if let Some(raised) = causes.find_map(|cause| cause.downcast_ref::<Raised>()) {
         return ChatTemplateError::Refused { message: raised.0.clone() };
     }
     match error.kind() {
-        ErrorKind::OutOfFuel => ChatTemplateError::TooManySteps,
+        ErrorKind::OutOfFuel => ChatTemplateError::TooManySteps { steps },
         _ => ChatTemplateError::Failed { line: error.line(), message: description(error) },
     }
 }
@@ -505,13 +553,37 @@ mod tests {
     #[test]
     fn templates_that_run_away_are_stopped() {
         let long = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-        assert_eq!(render(long), Err(ChatTemplateError::TooManySteps));
+        assert_eq!(render(long), Err(ChatTemplateError::TooManySteps { steps: most_steps(1) }));
         let deep = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
         assert!(failed(render(deep)).1.contains("recursion"));
         let much = "{% set x = 'x' * 1000000 %}{% for a in range(100) %}{{ x }}{% endfor %}";
         assert_eq!(render(much), Err(ChatTemplateError::TooMuchText));
-        let nested = "{{ ".to_owned() + &"(".repeat(100_000);
-        assert!(matches!(render(&nested), Err(ChatTemplateError::Syntax { .. })));
+        let bytes = LONGEST_SOURCE + 1;
+        assert_eq!(render(&" ".repeat(bytes)), Err(ChatTemplateError::TooLong { bytes }));
+    }
+
+    #[test]
+    fn deep_nesting_does_not_overflow_the_stack() {
+        let length = LONGEST_SOURCE - 100;
+        for (start, unit, end) in [
+            ("{{ ", "(", ""),
+            ("{{ ", "-", "1 }}"),
+            ("{{ 1", "+1", " }}"),
+            ("{{ 1", "~1", " }}"),
+            ("{{ x", ".a", " }}"),
+            ("{{ x", "|e", " }}"),
+            ("{% if x %}", "{%elif x%}", "{% endif %}"),
+        ] {
+            let source = [start, &unit.repeat(length / unit.len()), end].concat();
+            let _either_way = render(&source);
+        }
+        // Ten levels for each round of the loop.
+        let nest = "{% set n = namespace(x=[]) %}{% for i in range(1200) %}{% set n.x = [[[[[[[[[[n.x]]]]]]]]]] %}{% endfor %}";
+        for (use_it, length) in
+            [("", 0), ("{{ n.x }}", 24_002), ("{{ n.x | tojson }}", 24_002), ("{{ n.x == [n.x] }}", 5)]
+        {
+            assert_eq!(render(&format!("{nest}{use_it}")).map(|text| text.len()), Ok(length), "{use_it}");
+        }
     }
 
     #[test]

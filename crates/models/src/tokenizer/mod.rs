@@ -26,6 +26,18 @@
 //! ```
 //!
 //! Any text takes O(n log n) time, any vocabulary is checked, and nothing here panics on either.
+//!
+//! # Why not a library
+//!
+//! A program that answers one question builds its tokenizer once and encodes one prompt, so what
+//! counts is the start. On the 2-core machine of the project's benchmarks this module is ready with
+//! SmolLM2's 49,152 tokens and 48,900 merges after 4 ms and with Llama 3's 128,256 and 280,147 after
+//! 17 ms; `tokenizers` 0.23 takes 45 and 225 ms of processor time to make its model from the same
+//! lists in memory (through its Python binding, the conversion of the lists included). It looks up
+//! the parts of every merge; here, merges are hashed as they are written and parts are joined when
+//! they are looked for. It also has no pre-tokenizer by the names that GGUF files give, and its regular
+//! expressions can take quadratic time. 45 KB of English text take 5 ms here (10,710 tokens), 10 ms
+//! with SentencePiece.
 
 mod byte_pairs;
 mod error;

@@ -210,6 +210,12 @@ impl Matcher {
             let automaton = None;
             return Ok(Matcher { automaton, ids });
         }
+        // The automaton takes many times the memory of the texts; real ones have some ten thousand bytes.
+        const MOST: usize = 4 << 20;
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        if bytes > MOST {
+            return Err(TokenizerError::SpecialTokens(format!("{bytes} bytes, more than {MOST}")));
+        }
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .kind(Some(AhoCorasickKind::NoncontiguousNFA))

@@ -268,6 +268,11 @@ fn broken_vocabularies_are_refused_with_their_fault() {
     assert_eq!(error(&|v| v.tokens[9] = b"\xff"), "token 9 is not UTF-8");
     assert_eq!(error(&|v| v.merges[1] = b"\xff f"), "merge 1 is not UTF-8");
     assert!(error(&|v| v.merges[1] = b"ff").starts_with("merge 1 is \"ff\""));
+    let long = "x".repeat((4 << 20) + 1);
+    let mut parts = byte_pairs("gpt-2");
+    parts.push(&long, 3, 0.0);
+    let long = Tokenizer::new(&parts.vocabulary()).unwrap_err().to_string();
+    assert!(long.starts_with("the special tokens are too many"), "{long}");
     assert_eq!(
         error(&|v| v.eos = Some(999)),
         format!("the end-of-text token has id 999, but there are {tokens} tokens")
