@@ -49,7 +49,7 @@ type Step = fn(&mut Tests) -> Result<(), String>;
 /// The steps: what is quick, and what others wait for, comes first; the tests come last, so that
 /// their result ends the output.
 const STEPS: &[(&str, Step)] = &[
-    ("fmt", |_| command::run(cargo().args(["fmt", "--check"]))),
+    ("fmt", |_| command::run(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", clippy),
     ("build", |_| command::build_polaris().map(drop)),
     ("fetch", |_| fetch::model(fetch::SMALL_MODEL).map(drop)),
