@@ -5,6 +5,8 @@ use std::io;
 
 use polaris_runtime::RuntimeError;
 
+use crate::output::bytes;
+
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -45,13 +47,25 @@ impl Failure {
 
 impl From<models::Error> for Failure {
     fn from(error: models::Error) -> Failure {
-        let cancelled = match &error {
-            models::Error::Cancelled => true,
-            models::Error::Runtime(error) => RuntimeError::is_cancelled(error),
-            _ => false,
-        };
-        if cancelled { Failure::Interrupted } else { Failure::Runtime(with_sources(&error)) }
+        match &error {
+            models::Error::Cancelled => Failure::Interrupted,
+            models::Error::Runtime(runtime) if runtime.is_cancelled() => Failure::Interrupted,
+            models::Error::Runtime(runtime) => Failure::Runtime(no_memory(runtime).unwrap_or(with_sources(&error))),
+            _ => Failure::Runtime(with_sources(&error)),
+        }
     }
+}
+
+/// What to say and what to do when a model does not fit.
+fn no_memory(error: &RuntimeError) -> Option<String> {
+    let RuntimeError::NoMemory { needed, weights, states, arena, device, available, .. } = error else {
+        return None;
+    };
+    let [needed, weights, states, arena, available] = [needed, weights, states, arena, available].map(|n| bytes(*n));
+    Some(format!(
+        "not enough memory: {needed} are needed (weights {weights}, KV cache {states}, working memory {arena}), and {available} is what \
+         there is ({device}); a shorter --context or --kv-dtype q8_0 takes less"
+    ))
 }
 
 impl From<loader_gguf::GgufError> for Failure {
@@ -101,6 +115,23 @@ mod tests {
         assert_eq!(with_sources(&error), "cannot open: no such file");
         let error = Layer("cannot open", Some(Box::new(Layer("no such file", None))));
         assert_eq!(with_sources(&error), "cannot open: no such file");
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_comes_with_advice() {
+        let error = RuntimeError::NoMemory {
+            what: "llama".into(),
+            needed: 3_000_000_000,
+            weights: 1_000_000_000,
+            states: 1_900_000_000,
+            arena: 100_000_000,
+            device: "CPU".into(),
+            available: 2_000_000_000,
+        };
+        let failure = Failure::from(models::Error::Runtime(error));
+        let message = failure.message().unwrap_or_default();
+        assert!(message.contains("3.0 GB are needed (weights 1.0 GB, KV cache 1.9 GB"), "{message}");
+        assert!(message.contains("--context"), "{message}");
     }
 
     #[test]

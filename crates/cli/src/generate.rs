@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use models::llama::{ChatOptions, FinishReason, GenerateOptions, Generation, Llama, Piece};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(failure);
     }
     if arguments.json {
-        output::write_json(&as_json(&model, &generation))?;
+        output::write_json(&Answer::new(&model, &generation))?;
     } else {
         if !generation.text.ends_with('\n') {
             output::write("\n")?;
@@ -142,24 +142,49 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     })
 }
 
-fn as_json(model: &Llama, generation: &Generation) -> serde_json::Value {
-    let timings = &generation.timings;
-    json!({
-        "prompt_tokens": generation.prompt_tokens,
-        "tokens": generation.tokens,
-        "text": generation.text,
-        "timings": {
-            "load_seconds": model.load_seconds(),
-            "prompt_tokens": timings.prompt_evaluated,
-            "prompt_seconds": timings.prompt_seconds,
-            "prompt_tokens_per_second": timings.prompt_tokens_per_second(),
-            "first_token_seconds": timings.first_token_seconds,
-            "decode_tokens": timings.decoded,
-            "decode_seconds": timings.decode_seconds,
-            "decode_tokens_per_second": timings.decode_tokens_per_second(),
-        },
-        "stop_reason": sampling::finish_name(&generation.finish),
-    })
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Answer<'a> {
+    prompt_tokens: &'a [u32],
+    tokens: &'a [u32],
+    text: &'a str,
+    timings: AnswerTimings,
+    stop_reason: &'static str,
+}
+
+/// How long it took, in seconds and in tokens per second.
+#[derive(Serialize)]
+struct AnswerTimings {
+    load_seconds: f64,
+    prompt_tokens: usize,
+    prompt_seconds: f64,
+    prompt_tokens_per_second: f64,
+    first_token_seconds: f64,
+    decode_tokens: usize,
+    decode_seconds: f64,
+    decode_tokens_per_second: f64,
+}
+
+impl<'a> Answer<'a> {
+    fn new(model: &Llama, generation: &'a Generation) -> Answer<'a> {
+        let timings = &generation.timings;
+        Answer {
+            prompt_tokens: &generation.prompt_tokens,
+            tokens: &generation.tokens,
+            text: &generation.text,
+            timings: AnswerTimings {
+                load_seconds: model.load_seconds(),
+                prompt_tokens: timings.prompt_evaluated,
+                prompt_seconds: timings.prompt_seconds,
+                prompt_tokens_per_second: timings.prompt_tokens_per_second(),
+                first_token_seconds: timings.first_token_seconds,
+                decode_tokens: timings.decoded,
+                decode_seconds: timings.decode_seconds,
+                decode_tokens_per_second: timings.decode_tokens_per_second(),
+            },
+            stop_reason: sampling::finish_name(&generation.finish),
+        }
+    }
 }
 
 fn report(model: &Llama, generation: &Generation, options: &GenerateOptions) {

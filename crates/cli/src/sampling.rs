@@ -138,13 +138,17 @@ pub(crate) fn finish_name(reason: &FinishReason) -> &'static str {
     }
 }
 
-/// Speeds on one line: `prompt 5 tokens, 210.3/s; answer 8 tokens, 110.1/s`.
+/// Speeds on one line: `prompt 5 tokens, 210.3/s; answer 8 tokens, 110.1/s; first token after 25 ms`.
 pub(crate) fn speeds(timings: &Timings, tokens: usize) -> String {
+    // A single token is chosen with the prompt's logits: nothing was decoded.
+    let decode = match timings.decoded {
+        0 => String::new(),
+        _ => format!(", {:.1}/s", timings.decode_tokens_per_second()),
+    };
     format!(
-        "prompt {} tokens, {:.1}/s; answer {tokens} tokens, {:.1}/s; first token after {:.0} ms",
+        "prompt {} tokens, {:.1}/s; answer {tokens} tokens{decode}; first token after {:.0} ms",
         timings.prompt_evaluated,
         timings.prompt_tokens_per_second(),
-        timings.decode_tokens_per_second(),
         timings.first_token_seconds * 1e3,
     )
 }

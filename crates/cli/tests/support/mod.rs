@@ -1,0 +1,189 @@
+//! Runs the binary that cargo built for these tests, and makes files for it.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::env;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use loader_gguf::{ArrayBuf, GgmlType, GgufWriter};
+
+/// What a run ended with.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Ended {
+        Ended {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("standard output is UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("standard error is UTF-8"),
+        }
+    }
+}
+
+impl Ended {
+    /// Asserts success and gives standard output.
+    #[track_caller]
+    pub fn succeeded(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.stdout
+    }
+
+    /// Asserts an exit code, an empty standard output and one message that contains all of `parts`.
+    #[track_caller]
+    pub fn failed(self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stdout, "", "{self:?}");
+        assert!(self.stderr.starts_with("error: "), "{self:?}");
+        assert_eq!(self.stderr.matches("error: ").count(), 1, "{self:?}");
+        // clap's usage errors tell the usage on further lines.
+        assert!(code == 2 || self.stderr.lines().count() == 1, "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in {self:?}");
+        }
+        for unwanted in ["panicked", "RUST_BACKTRACE", "internal error"] {
+            assert!(!self.stderr.contains(unwanted), "{self:?}");
+        }
+    }
+}
+
+impl Ended {
+    /// Asserts exit code 1 and the message of a command that had printed its result by then.
+    #[track_caller]
+    pub fn fails_after_output(self, part: &str) {
+        assert_eq!(self.code, Some(1), "{self:?}");
+        assert!(self.stderr.starts_with("error: ") && self.stderr.contains(part), "{self:?}");
+        assert!(!self.stdout.is_empty(), "{self:?}");
+    }
+}
+
+/// The binary with these arguments.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polaris"));
+    command.args(arguments).env_remove("POLARIS_LOG").stdin(Stdio::null());
+    command
+}
+
+pub fn polaris(arguments: &[&str]) -> Ended {
+    command(arguments).output().expect("the binary runs").into()
+}
+
+/// The binary with something to read.
+pub fn polaris_with_input(arguments: &[&str], input: &str) -> Ended {
+    let mut command = command(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    stdin.write_all(input.as_bytes()).expect("the binary reads");
+    drop(stdin);
+    child.wait_with_output().expect("the binary ends").into()
+}
+
+/// A folder of one test, removed with its value.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Folder {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("polaris-cli-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("the temporary folder is writable");
+        Folder(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file and gives its path.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).expect("the temporary folder is writable");
+        path.display().to_string()
+    }
+
+    /// A model of one layer with arbitrary weights, and a SentencePiece vocabulary of nothing but bytes.
+    pub fn tiny_model(&self) -> String {
+        self.model("llama")
+    }
+
+    /// The same, said to be of another architecture.
+    pub fn model(&self, architecture: &str) -> String {
+        let path = self.0.join(format!("{architecture}.gguf"));
+        let result = write_model(architecture, &path);
+        result.expect("the model is well-formed and the temporary folder writable");
+        path.display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const WIDTH: usize = 32;
+const HIDDEN: usize = 64;
+
+fn write_model(architecture: &str, path: &Path) -> Result<(), loader_gguf::GgufError> {
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter().chain(bytes).collect();
+    let vocabulary = tokens.len();
+    // Unknown, control, control, bytes.
+    let types: ArrayBuf = [2i32, 3, 3].into_iter().chain(std::iter::repeat_n(6, 256)).collect();
+    let scores: ArrayBuf = std::iter::repeat_n(0.0f32, vocabulary).collect();
+    let texts: ArrayBuf = tokens.iter().map(String::as_str).collect();
+
+    let mut writer = GgufWriter::new();
+    let key = |name: &str| format!("{architecture}.{name}");
+    writer.set("general.architecture", architecture)?;
+    writer.set("general.name", "tiny")?;
+    writer.set(&key("block_count"), 1u32)?.set(&key("context_length"), 256u32)?;
+    writer.set(&key("embedding_length"), WIDTH as u32)?.set(&key("feed_forward_length"), HIDDEN as u32)?;
+    writer.set(&key("attention.head_count"), 2u32)?.set(&key("attention.head_count_kv"), 1u32)?;
+    writer.set(&key("attention.layer_norm_rms_epsilon"), 1e-5f32)?;
+    writer.set("tokenizer.ggml.model", "llama")?.set("tokenizer.ggml.tokens", &texts)?;
+    writer.set("tokenizer.ggml.scores", &scores)?.set("tokenizer.ggml.token_type", &types)?;
+    writer.set("tokenizer.ggml.bos_token_id", 1u32)?.set("tokenizer.ggml.eos_token_id", 2u32)?;
+
+    let shapes: [(&str, &[u64]); 12] = [
+        ("token_embd.weight", &[vocabulary as u64, WIDTH as u64]),
+        ("output.weight", &[vocabulary as u64, WIDTH as u64]),
+        ("output_norm.weight", &[WIDTH as u64]),
+        ("blk.0.attn_norm.weight", &[WIDTH as u64]),
+        ("blk.0.attn_q.weight", &[WIDTH as u64, WIDTH as u64]),
+        ("blk.0.attn_k.weight", &[WIDTH as u64 / 2, WIDTH as u64]),
+        ("blk.0.attn_v.weight", &[WIDTH as u64 / 2, WIDTH as u64]),
+        ("blk.0.attn_output.weight", &[WIDTH as u64, WIDTH as u64]),
+        ("blk.0.ffn_norm.weight", &[WIDTH as u64]),
+        ("blk.0.ffn_gate.weight", &[HIDDEN as u64, WIDTH as u64]),
+        ("blk.0.ffn_up.weight", &[HIDDEN as u64, WIDTH as u64]),
+        ("blk.0.ffn_down.weight", &[WIDTH as u64, HIDDEN as u64]),
+    ];
+    let data: Vec<Vec<u8>> = shapes.iter().enumerate().map(|(seed, (_, shape))| noise(shape, seed as u32)).collect();
+    for ((name, shape), data) in shapes.iter().zip(&data) {
+        writer.bytes(name, GgmlType::F32, shape, data)?;
+    }
+    writer.write(path)
+}
+
+/// Numbers between -0.5 and 0.5, the same on every run.
+fn noise(shape: &[u64], seed: u32) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let next = move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        f64::from(state) / f64::from(u32::MAX) - 0.5
+    };
+    let count = shape.iter().product::<u64>() as usize;
+    std::iter::repeat_with(next).take(count).flat_map(|value| (value as f32).to_le_bytes()).collect()
+}
