@@ -1,11 +1,13 @@
 //! What is in a model file, for people and programs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use loader_gguf::Gguf;
+use loader_gguf::{Gguf, Value};
 use serde::Serialize;
 
-use crate::llama::KvDType;
+use crate::Error;
+use crate::llama::{self, KvDType, LlamaConfig, MAX_ROWS};
 
 /// A summary of a GGUF file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -92,10 +94,93 @@ pub struct ContextMemory {
     pub total: u64,
 }
 
+/// Characters that are shown of a value.
+const SHOWN: usize = 120;
+
+/// Context lengths that the estimate is made for, as far as the model was trained for them.
+const CONTEXTS: [usize; 6] = [512, 2048, 4096, 8192, 32_768, 131_072];
+
 /// Summarizes an opened file; `kv_dtype` is what the memory estimate counts with. Never fails: what is wrong with the file as a model
 /// is in [`Inspection::unsupported`].
 #[must_use]
 pub fn inspect(gguf: &Gguf, kv_dtype: KvDType) -> Inspection {
-    let _ = (gguf, kv_dtype);
-    todo!()
+    let text = |key: &str| gguf.optional::<&str>(key).ok().flatten().map(str::to_owned);
+    let (memory, unsupported) = match memory(gguf, kv_dtype) {
+        Ok(memory) => (memory, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let tensors: Vec<TensorEntry> = gguf
+        .tensors()
+        .iter()
+        .map(|info| TensorEntry {
+            name: info.name().to_owned(),
+            ggml_type: info.ggml_type().to_string(),
+            shape: info.shape().to_vec(),
+            bytes: info.byte_len() as u64,
+        })
+        .collect();
+    Inspection {
+        path: gguf.path().to_owned(),
+        files: gguf.shards().len(),
+        gguf_version: gguf.version().number(),
+        file_bytes: gguf.shards().map(|file| file.len() as u64).sum(),
+        architecture: text("general.architecture"),
+        name: text("general.name"),
+        unsupported,
+        parameters: gguf.parameters(),
+        tensor_bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
+        metadata: gguf.metadata().map(|(key, value)| metadata(key, value)).collect(),
+        types: types(gguf),
+        tensors,
+        memory,
+    }
+}
+
+fn metadata(key: &str, value: Value<'_>) -> MetadataEntry {
+    let value_type = match value {
+        Value::Array(array) => format!("{}[{}]", array.value_type(), array.len()),
+        other => other.value_type().to_string(),
+    };
+    MetadataEntry { key: key.to_owned(), value_type, value: value.show(SHOWN).to_string() }
+}
+
+fn types(gguf: &Gguf) -> Vec<TypeEntry> {
+    let mut types = BTreeMap::new();
+    for info in gguf.tensors() {
+        let empty = || TypeEntry { ggml_type: info.ggml_type().to_string(), tensors: 0, elements: 0, bytes: 0 };
+        let entry = types.entry(info.ggml_type()).or_insert_with(empty);
+        entry.tensors += 1;
+        entry.elements = entry.elements.saturating_add(info.elements() as u64);
+        entry.bytes = entry.bytes.saturating_add(info.byte_len() as u64);
+    }
+    types.into_values().collect()
+}
+
+/// Memory for some context lengths and for the one that the model was trained with.
+///
+/// # Errors
+/// When the file is no model that can be run.
+fn memory(gguf: &Gguf, kv_dtype: KvDType) -> Result<Vec<ContextMemory>, Error> {
+    let config = LlamaConfig::from_gguf(gguf)?;
+    let mut contexts: Vec<usize> = CONTEXTS.into_iter().filter(|context| *context < config.trained_context).collect();
+    contexts.push(config.trained_context);
+    contexts.into_iter().map(|context| context_memory(gguf, &config, kv_dtype, context)).collect()
+}
+
+fn context_memory(
+    gguf: &Gguf,
+    config: &LlamaConfig,
+    kv_dtype: KvDType,
+    context: usize,
+) -> Result<ContextMemory, Error> {
+    let graph = llama::build(config, gguf, kv_dtype, context)?;
+    let bounds = llama::bounds(context, MAX_ROWS.min(context), 1);
+    let estimate = polaris_runtime::estimate(&graph, 1, &bounds).map_err(polaris_runtime::RuntimeError::from)?;
+    Ok(ContextMemory {
+        context,
+        weights: estimate.weights,
+        states: estimate.states,
+        arena: estimate.arena,
+        total: estimate.total(),
+    })
 }

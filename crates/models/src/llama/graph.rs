@@ -5,7 +5,7 @@ use std::sync::Arc;
 use core_tensor::op::{
     Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, Unary,
 };
-use core_tensor::{DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
+use core_tensor::{Bindings, DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
 
 use super::KvDType;
 use super::config::{Architecture, Layer, LlamaConfig};
@@ -24,6 +24,13 @@ pub(crate) mod symbol {
     pub(crate) const LOGIT_ROWS: &str = "logit_rows";
     /// Positions of a sequence.
     pub(crate) const CONTEXT: &str = "context";
+}
+
+/// Values of all symbols of a model's graph: positions of a sequence, rows of a step, rows whose logits are asked for.
+#[must_use]
+pub fn bounds(context: usize, rows: usize, logit_rows: usize) -> Bindings {
+    let bounds = Bindings::new().with(symbol::CONTEXT, context);
+    bounds.with(symbol::TOKENS, rows).with(symbol::LOGIT_ROWS, logit_rows)
 }
 
 /// Builds the graph of a model.
