@@ -175,6 +175,18 @@ impl Dim {
         }
     }
 
+    /// The factors of a product, itself if it is none.
+    pub(crate) fn factors<'a>(&'a self, out: &mut Vec<&'a Dim>) {
+        match self {
+            Dim::Expr(expr) if matches!(**expr, DimExpr::Mul(..)) => {
+                let (a, b) = expr.operands();
+                a.factors(out);
+                b.factors(out);
+            }
+            dim => out.push(dim),
+        }
+    }
+
     /// Calls `f` with every symbol in the expression.
     pub fn symbols(&self, f: &mut impl FnMut(&Arc<str>)) {
         match self {

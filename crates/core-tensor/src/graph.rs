@@ -133,6 +133,17 @@ pub struct StateDecl {
     pub window: Option<usize>,
 }
 
+/// Two inputs of a graph that name rows of states, as indices into the graph's inputs (see [`Graph::row_inputs`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowInputs {
+    /// The input with the rows' positions.
+    pub positions: usize,
+    /// The input with the rows' slots.
+    pub slots: usize,
+    /// Whether these rows are written, and not only read.
+    pub written: bool,
+}
+
 /// One representation of computation: values, nodes in order of execution, declared states.
 ///
 /// Symbols in the inputs' shapes get their values from the tensors that a run is given.
@@ -193,6 +204,22 @@ pub enum GraphError {
     Output {
         /// The value.
         value: ValueId,
+    },
+    /// The graph has an output that is the token of a state.
+    #[error("output {value} is a state's token, no tensor")]
+    Token {
+        /// The value.
+        value: ValueId,
+    },
+    /// A node has another number of outputs than its operator gives.
+    #[error("node {node:?} has {recorded} outputs, the operator gives {inferred}")]
+    OutputCount {
+        /// The node.
+        node: String,
+        /// Outputs in the graph.
+        recorded: usize,
+        /// Outputs that the operator's shape rule gives.
+        inferred: usize,
     },
     /// A run was given the wrong number of inputs.
     #[error("the graph takes {expected} inputs, {found} given")]
@@ -342,6 +369,10 @@ impl Graph {
     /// When an input is not there, or the operator refuses its inputs.
     pub fn add_node(&mut self, name: &str, op: Op, inputs: Vec<Option<ValueId>>) -> Result<Vec<ValueId>, GraphError> {
         let types = self.infer(name, &op, &inputs)?;
+        if types.is_empty() {
+            let source = OpError::Shape("its shape rule gives no output".into());
+            return Err(GraphError::Op { node: name.to_owned(), op: op.name(), source });
+        }
         let outputs: Vec<ValueId> = types
             .into_iter()
             .enumerate()
@@ -396,6 +427,10 @@ impl Graph {
                 }
             }
             let inferred = self.infer(&node.name, &node.op, &node.inputs)?;
+            if inferred.len() != node.outputs.len() {
+                let (recorded, inferred) = (node.outputs.len(), inferred.len());
+                return Err(GraphError::OutputCount { node: node.name.clone(), recorded, inferred });
+            }
             for (i, output) in node.outputs.iter().enumerate() {
                 let Some(value) = self.values.get(output.index()) else {
                     return Err(GraphError::Output { value: *output });
@@ -403,20 +438,50 @@ impl Graph {
                 if !known.insert(*output) {
                     return Err(GraphError::Twice { node: node.name.clone(), value: *output });
                 }
-                if inferred.get(i) != Some(&value.ty) || inferred.len() != node.outputs.len() {
+                if inferred[i] != value.ty {
                     return Err(GraphError::Type {
                         node: node.name.clone(),
                         value: *output,
                         recorded: value.ty.to_string(),
-                        inferred: inferred.get(i).map_or_else(|| "nothing".to_owned(), ToString::to_string),
+                        inferred: inferred[i].to_string(),
                     });
                 }
             }
         }
-        match self.outputs.iter().find(|output| !known.contains(output)) {
-            Some(value) => Err(GraphError::Output { value: *value }),
-            None => Ok(()),
+        for output in &self.outputs {
+            if !known.contains(output) {
+                return Err(GraphError::Output { value: *output });
+            }
+            if self.tensor_type(*output).is_none() {
+                return Err(GraphError::Token { value: *output });
+            }
         }
+        Ok(())
+    }
+
+    /// The inputs that name the rows of states which a step writes or reads.
+    #[must_use]
+    pub fn row_inputs(&self) -> Vec<RowInputs> {
+        let input = |id: Option<&Option<ValueId>>| {
+            let id = id.copied().flatten()?;
+            self.inputs.iter().position(|input| *input == id)
+        };
+        let mut all: Vec<RowInputs> = Vec::new();
+        for node in &self.nodes {
+            let (at, written) = match node.op {
+                Op::StateWrite(_) => (1, true),
+                Op::Attention(_) => (3, false),
+                _ => continue,
+            };
+            let (Some(positions), Some(slots)) = (input(node.inputs.get(at)), input(node.inputs.get(at + 1))) else {
+                continue;
+            };
+            match all.iter_mut().find(|rows| rows.positions == positions && rows.slots == slots) {
+                Some(known) => known.written |= written,
+                None => all.push(RowInputs { positions, slots, written }),
+            }
+        }
+        all
     }
 
     /// Checks the tensors of a run against the inputs, and gives the symbols their values.

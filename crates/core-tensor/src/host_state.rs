@@ -89,12 +89,26 @@ struct State {
     /// Bytes of the last extent.
     head_bytes: usize,
     bytes: AlignedBytes,
+    /// For each slot the first position whose row is there: not 0 once a ring has wrapped around.
+    first: Vec<usize>,
 }
 
 impl State {
     fn offset(&self, slot: usize, head: usize, position: usize) -> usize {
         let row = if self.window.is_some() { position % self.capacity } else { position };
         ((slot * self.heads + head) * self.capacity + row) * self.head_bytes
+    }
+
+    /// Records that a row was written: a ring lost the row that lay there.
+    fn wrote(&mut self, slot: usize, position: usize) {
+        if self.window.is_some() {
+            self.first[slot] = self.first[slot].max((position + 1).saturating_sub(self.capacity));
+        }
+    }
+
+    /// Whether the rows are there that a reader at position `len` looks back at.
+    fn holds_window(&self, slot: usize, len: usize) -> bool {
+        self.window.is_none_or(|window| (len + 1).saturating_sub(window) >= self.first[slot])
     }
 }
 
@@ -123,8 +137,6 @@ pub struct HostStates {
     states: Vec<State>,
     slots: usize,
     len: Vec<usize>,
-    /// One past the highest position written since the slot was last emptied; a ring holds the rows up to here.
-    high: Vec<usize>,
 }
 
 impl HostStates {
@@ -144,8 +156,8 @@ impl HostStates {
             if !matches!(dtype, DType::F32 | DType::F16 | DType::Block(BlockFormat::Q8_0)) {
                 return Err(unsupported(format!("{dtype} cannot be written on the host (f32, f16 and q8_0 can)")));
             }
-            if decl.window.is_some_and(|window| window > capacity) || capacity == 0 {
-                return Err(unsupported(format!("a capacity of {capacity} is too small")));
+            if decl.window.is_some_and(|window| window > capacity || window == 0) || capacity == 0 {
+                return Err(unsupported(format!("a capacity of {capacity} for a window of {:?}", decl.window)));
             }
             let head_bytes = dtype
                 .row_bytes(*inner)
@@ -163,18 +175,21 @@ impl HostStates {
                 heads,
                 head_bytes,
                 bytes: AlignedBytes::zeroed(bytes).ok_or(StateError::NoMemory { bytes })?,
+                first: vec![0; slots],
             });
         }
-        Ok(HostStates { states, slots, len: vec![0; slots], high: vec![0; slots] })
+        Ok(HostStates { states, slots, len: vec![0; slots] })
     }
 
     /// Whether these are the states that a graph declares.
     #[must_use]
     pub fn fit(&self, graph: &Graph) -> bool {
         self.states.len() == graph.states().len()
-            && self.states.iter().zip(graph.states()).all(|(state, decl)| {
-                state.dtype == decl.dtype && state.row == decl.row && state.window == decl.window
-            })
+            && self
+                .states
+                .iter()
+                .zip(graph.states())
+                .all(|(state, decl)| state.dtype == decl.dtype && state.row == decl.row && state.window == decl.window)
     }
 
     /// Slots.
@@ -212,22 +227,12 @@ impl HostStates {
             return Err(StateError::Length { slot, len: held, asked: len });
         }
         if len == 0 {
-            self.high[slot] = 0;
-        } else if len < held {
-            self.check_window(slot, len)?;
+            self.states.iter_mut().for_each(|state| state.first[slot] = 0);
+        } else if len < held && !self.states.iter().all(|state| state.holds_window(slot, len)) {
+            return Err(StateError::WindowMoved { slot, asked: len });
         }
         self.len[slot] = len;
         Ok(())
-    }
-
-    /// Fails when a ring no longer holds the rows that a reader at position `len` looks back at.
-    fn check_window(&self, slot: usize, len: usize) -> Result<(), StateError> {
-        let moved = self.states.iter().any(|state| {
-            state
-                .window
-                .is_some_and(|window| (len + 1).saturating_sub(window) < self.high[slot].saturating_sub(state.capacity))
-        });
-        if moved { Err(StateError::WindowMoved { slot, asked: len }) } else { Ok(()) }
     }
 
     /// Makes slot `to` hold what slot `from` holds.
@@ -249,9 +254,9 @@ impl HostStates {
                 let target = (to * state.heads + head) * stride;
                 state.bytes.copy_within(source..source + rows * state.head_bytes, target);
             }
+            state.first[to] = state.first[from];
         }
         self.len[to] = self.len[from];
-        self.high[to] = self.high[from];
         Ok(())
     }
 
@@ -265,8 +270,7 @@ impl HostStates {
             .states
             .iter()
             .map(|state| {
-                let first =
-                    if state.window.is_some() { self.high[slot].saturating_sub(state.capacity).min(len) } else { 0 };
+                let first = state.first[slot].min(len);
                 let mut bytes = Vec::with_capacity((len - first) * state.heads * state.head_bytes);
                 for position in first..len {
                     for head in 0..state.heads {
@@ -298,12 +302,12 @@ impl HostStates {
                 )));
             }
             let kept = snapshot.len.checked_sub(rows.first);
-            let expected = kept.and_then(|kept| kept.checked_mul(state.heads * state.head_bytes));
+            let expected = kept.and_then(|kept| kept.checked_mul(state.heads.checked_mul(state.head_bytes)?));
             if expected != Some(rows.bytes.len()) {
                 return Err(StateError::Snapshot("its rows are not as long as it says".into()));
             }
             let fits = match state.window {
-                Some(window) => rows.first == 0 || (snapshot.len + 1).saturating_sub(window) >= rows.first,
+                Some(window) => rows.first == 0 || snapshot.len.saturating_add(1).saturating_sub(window) >= rows.first,
                 None => rows.first == 0 && snapshot.len <= state.capacity,
             };
             if !fits {
@@ -323,20 +327,22 @@ impl HostStates {
                     state.bytes[at..at + state.head_bytes].copy_from_slice(&rows.bytes[from..from + state.head_bytes]);
                 }
             }
+            state.first[slot] = first;
         }
         self.len[slot] = snapshot.len;
-        self.high[slot] = snapshot.len;
         Ok(())
     }
 
-    /// Checks a step's slots and positions before it runs: each row's slot exists, its position continues or repeats what the slot holds, and
-    /// is inside every capacity; no step writes more rows than a ring can take.
+    /// Checks a step's slots and positions before it runs: each row's slot exists; the positions of a slot increase, leave no gap after what it
+    /// holds and are inside every capacity; a ring is only continued, and no step writes more rows than it can take.
     ///
     /// # Errors
     /// The first row that is wrong.
     pub fn check_step(&self, positions: &[i32], slots: &[i32]) -> Result<(), OpError> {
         let mut len = self.len.clone();
+        let mut next = vec![0usize; self.slots];
         let mut rows = vec![0usize; self.slots];
+        let ring = self.states.iter().any(|state| state.window.is_some());
         for (position, slot) in positions.iter().zip(slots) {
             let at = usize::try_from(*slot).ok().filter(|slot| *slot < self.slots).ok_or(OpError::Index {
                 what: "slots",
@@ -344,11 +350,13 @@ impl HostStates {
                 len: self.slots,
             })?;
             let held = len[at];
-            let position = usize::try_from(*position).ok().filter(|p| *p <= held).ok_or(OpError::Index {
+            let fits = |p: &usize| *p <= held && *p >= next[at] && (*p == held || !ring);
+            let position = usize::try_from(*position).ok().filter(fits).ok_or(OpError::Index {
                 what: "positions that continue the slot",
                 index: i64::from(*position),
                 len: held + 1,
             })?;
+            next[at] = position + 1;
             len[at] = held.max(position + 1);
             rows[at] += 1;
             for state in &self.states {
@@ -369,13 +377,23 @@ impl HostStates {
         Ok(())
     }
 
-    /// Records that a step wrote these rows.
+    /// Records that a step wrote these rows and succeeded: the slots hold them now.
     pub fn advance(&mut self, positions: &[i32], slots: &[i32]) {
+        self.overwritten(positions, slots);
         for (position, slot) in positions.iter().zip(slots) {
             let (Ok(position), Ok(slot)) = (usize::try_from(*position), usize::try_from(*slot)) else { continue };
             if slot < self.slots {
                 self.len[slot] = self.len[slot].max(position + 1);
-                self.high[slot] = self.high[slot].max(position + 1);
+            }
+        }
+    }
+
+    /// Records that a step that failed may have written these rows: the slots do not hold them, but rings have lost what lay there.
+    pub fn overwritten(&mut self, positions: &[i32], slots: &[i32]) {
+        for (position, slot) in positions.iter().zip(slots) {
+            let (Ok(position), Ok(slot)) = (usize::try_from(*position), usize::try_from(*slot)) else { continue };
+            if slot < self.slots {
+                self.states.iter_mut().for_each(|state| state.wrote(slot, position));
             }
         }
     }

@@ -48,6 +48,7 @@ pub(crate) struct Evaluation<'a> {
     inputs: Vec<Option<Tensor>>,
     tokens: Vec<Option<StateId>>,
     declared: &'a [StateDecl],
+    bindings: &'a Bindings,
     outputs: Vec<Option<Tensor>>,
     pub(crate) states: &'a mut HostStates,
     pub(crate) quantize_activations: bool,
@@ -96,6 +97,7 @@ impl Interpreter {
                 inputs: node.inputs.iter().map(|id| id.and_then(|id| values[id.index()].clone())).collect(),
                 tokens: node.inputs.iter().map(|id| id.as_ref().and_then(token)).collect(),
                 declared: graph.states(),
+                bindings: &bindings,
                 outputs: vec![None; node.outputs.len()],
                 states,
                 quantize_activations: self.quantize_activations,
@@ -197,23 +199,11 @@ impl Evaluation<'_> {
     }
 
     pub(crate) fn output_shape(&self, output: usize) -> Result<Vec<usize>, OpError> {
-        if let Op::Reshape(_) = self.op {
-            return self.reshape_target();
+        // A reshape's target names symbols itself; what other operators give follows from their inputs' actual extents.
+        if let Op::Reshape(reshape) = self.op {
+            return crate::op::concrete(&reshape.shape, self.bindings);
         }
         Ok(self.output_type(output)?.1)
-    }
-
-    /// A reshape's target may name symbols, whose values follow from the number of elements when there is one of them.
-    fn reshape_target(&self) -> Result<Vec<usize>, OpError> {
-        let Op::Reshape(reshape) = self.op else { return Ok(Vec::new()) };
-        let len = self.tensor(0)?.len();
-        let known: usize = reshape.shape.iter().filter_map(Dim::as_num).product();
-        let open = reshape.shape.iter().filter(|dim| dim.as_num().is_none()).count();
-        if open > 1 {
-            return Err(OpError::Shape("more than one extent of the target is symbolic".into()));
-        }
-        let rest = len.checked_div(known).unwrap_or(0);
-        Ok(reshape.shape.iter().map(|dim| dim.as_num().unwrap_or(rest)).collect())
     }
 
     pub(crate) fn output_len(&self, output: usize) -> Result<usize, OpError> {

@@ -42,7 +42,9 @@ pub use backend::{Backend, BackendError, HostSession, Program, Progress, Session
 pub use dim::{Bindings, Dim, DimError, DimExpr, Shape, eval_shape};
 pub use dtype::{BlockFormat, DType};
 pub use file::{FileAccess, FileBytes, FileError};
-pub use graph::{Graph, GraphError, Node, Rewriter, StateDecl, StateId, Value, ValueId, ValueSource, ValueType};
+pub use graph::{
+    Graph, GraphError, Node, Rewriter, RowInputs, StateDecl, StateId, Value, ValueId, ValueSource, ValueType,
+};
 pub use host_state::{HostStates, SlotSnapshot, StateError, StateLayout, StateRows};
 pub use interpreter::{Interpreter, InterpreterError, evaluate_constant};
 pub use plan::{BufferRequest, DeviceMemory, MemoryEstimate, MemoryPlan};

@@ -51,9 +51,9 @@ impl MemoryPlan {
                 .map(|j| (offsets[*j], round(offsets[*j].saturating_add(buffers[*j].bytes))))
                 .collect();
             rivals.sort_unstable();
-            let mut offset = 0;
+            let mut offset = 0usize;
             for (start, end) in rivals {
-                if offset + buffer.bytes <= start {
+                if offset.saturating_add(buffer.bytes) <= start {
                     break;
                 }
                 offset = offset.max(end);

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use crate::Tensor;
 use crate::backend::{Backend, BackendError, HostSession, Program, Progress, Session, Weights};
 use crate::dim::Bindings;
 use crate::graph::{Graph, Node};
@@ -10,7 +11,6 @@ use crate::host_state::HostStates;
 use crate::interpreter::{Interpreter, InterpreterError};
 use crate::op::OpError;
 use crate::plan::{DeviceMemory, MemoryPlan};
-use crate::Tensor;
 
 /// Runs graphs with the [`Interpreter`]: supports every node, holds weights as they are stored, is slow. What pipelines and the
 /// runtime are tested on, and a way to check another backend's results on a whole model.
@@ -90,18 +90,6 @@ impl Weights for ReferenceWeights {
     }
 }
 
-impl ReferenceProgram {
-    /// Positions and slots of the step: those that the first state write names.
-    fn rows<'a>(&self, inputs: &'a [Tensor]) -> Option<(&'a Tensor, &'a Tensor)> {
-        let write = self.graph.nodes().iter().find(|node| node.op.has_effect())?;
-        let input = |i: usize| {
-            let id = write.inputs.get(i).copied().flatten()?;
-            inputs.get(self.graph.inputs().iter().position(|input| *input == id)?)
-        };
-        Some((input(1)?, input(2)?))
-    }
-}
-
 impl Program for ReferenceProgram {
     fn run(&self, session: &mut dyn Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         let bindings = self.graph.bind_inputs(inputs)?;
@@ -112,29 +100,29 @@ impl Program for ReferenceProgram {
             }
         }
         let session = session.as_any_mut().downcast_mut::<HostSession>();
-        let session = session.ok_or(BackendError::Mismatch("the session's states"))?;
-        let rows = match self.rows(inputs) {
-            Some((positions, slots)) => Some((positions.to_vec::<i32>(), slots.to_vec::<i32>())),
-            None => None,
-        };
-        let rows = match rows {
-            Some((positions, slots)) => {
-                Some((positions.map_err(OpError::from)?, slots.map_err(OpError::from)?))
+        let session = session.filter(|session| session.states.fit(&self.graph));
+        let session = session.ok_or(BackendError::Mismatch("session and program"))?;
+        let mut written = Vec::new();
+        for rows in self.graph.row_inputs() {
+            let ints = |input: usize| inputs[input].to_vec::<i32>().map_err(OpError::from);
+            let (positions, slots) = (ints(rows.positions)?, ints(rows.slots)?);
+            session.states.check_step(&positions, &slots)?;
+            if rows.written {
+                written.push((positions, slots));
             }
-            None => None,
-        };
-        if let Some((positions, slots)) = &rows {
-            session.states.check_step(positions, slots)?;
         }
         let outputs = self.interpreter.run(&mut session.states, inputs).map_err(|error| match error {
             InterpreterError::Graph(error) => BackendError::Graph(error),
             InterpreterError::Node { source, .. } => BackendError::Op(source),
             error @ InterpreterError::Weight { .. } => BackendError::Device(error.to_string()),
-        })?;
-        if let Some((positions, slots)) = &rows {
-            session.states.advance(positions, slots);
+        });
+        for (positions, slots) in &written {
+            match outputs {
+                Ok(_) => session.states.advance(positions, slots),
+                Err(_) => session.states.overwritten(positions, slots),
+            }
         }
-        Ok(outputs)
+        outputs
     }
 
     fn plan(&self) -> &MemoryPlan {

@@ -308,8 +308,23 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], count: usize) -> Result<Vec<f32>, 
             block::decode(format, bytes, &mut out)?;
             out
         }
-        DType::F8E4M3 | DType::F8E5M2 | DType::I4 | DType::U4 => {
+        DType::F8E4M3 => each(bytes, |b: [u8; 1]| f8e4m3(b[0])),
+        // The upper half of an f16.
+        DType::F8E5M2 => each(bytes, |b: [u8; 1]| half::f16::from_le_bytes([0, b[0]]).to_f32()),
+        DType::I4 | DType::U4 => {
             return Err(TensorError::Conversion { from: dtype, to: DType::F32 });
         }
     })
+}
+
+/// The value of an 8-bit float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities (OCP 8-bit floating point
+/// specification, E4M3).
+fn f8e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let magnitude = match bits & 0x7f {
+        0x7f => f32::NAN,
+        0..8 => mantissa / 512.0,
+        _ => (8.0 + mantissa) * (exponent as f32 - 10.0).exp2(),
+    };
+    if bits & 0x80 == 0 { magnitude } else { -magnitude }
 }

@@ -32,7 +32,13 @@ struct Options {
 }
 
 fn options() -> Options {
-    let mut o = Options { threads: 2, level: Level::best(), only: String::new(), skip: Vec::new(), budget: Duration::from_millis(300) };
+    let mut o = Options {
+        threads: 2,
+        level: Level::best(),
+        only: String::new(),
+        skip: Vec::new(),
+        budget: Duration::from_millis(300),
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
@@ -125,10 +131,6 @@ fn pack(o: &Options, dtype: DType, n: usize, k: usize, rows: &[u8]) -> PackedMat
     builder.finish().expect("all groups")
 }
 
-fn kind_for(w: &PackedMatrix) -> ActivationKind {
-    if w.accepts(ActivationKind::Q8) { ActivationKind::Q8 } else { ActivationKind::F32 }
-}
-
 /// One thread's pointer into a result that all share.
 #[derive(Clone, Copy)]
 struct Shared(*mut u8);
@@ -153,7 +155,7 @@ fn read_bandwidth(o: &Options, bytes: &[u8]) -> f64 {
 /// GB/s of weights for `rows` rows of activations (they are packed by each thread, as a decode step does).
 fn decode(o: &Options, w: &PackedMatrix, rows: usize) -> f64 {
     let x = vec![0.25f32; w.k() * rows];
-    let layout = ActivationLayout::new(kind_for(w), rows, w.k());
+    let layout = ActivationLayout::new(w.fastest_kind(), rows, w.k());
     let mut y = vec![0.0f32; w.n() * rows];
     let out = Shared(y.as_mut_ptr().cast());
     let seconds = best_seconds(o.threads, o.budget, |t| {
@@ -234,8 +236,8 @@ fn main() {
                     continue;
                 }
                 let w = pack(&o, dtype, n, k, &random_rows(dtype, n, k));
-                print!(" {:>7.1}", prefill(&o, &w, kind_for(&w), 512));
-                if kind_for(&w) == ActivationKind::Q8 && (n, k) == SHAPES[3] {
+                print!(" {:>7.1}", prefill(&o, &w, w.fastest_kind(), 512));
+                if w.fastest_kind() != ActivationKind::F32 && (n, k) == SHAPES[3] {
                     print!(" (f32 {:.1})", prefill(&o, &w, ActivationKind::F32, 512));
                 }
             }

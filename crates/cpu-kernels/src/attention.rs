@@ -87,7 +87,8 @@ impl Step for AttentionStep {
             let queries = run.len * group;
             // Few rows: one query row at a time. If the key heads do not go round, its query heads are dealt out instead.
             let few = run.len <= 2;
-            let deal = few && !(run.len * k.heads).is_multiple_of(cx.worker.count) && run.len * k.heads < 8 * cx.worker.count;
+            let deal =
+                few && !(run.len * k.heads).is_multiple_of(cx.worker.count) && run.len * k.heads < 8 * cx.worker.count;
             let size = match (few, deal) {
                 (true, true) => 1,
                 (true, false) => group,

@@ -21,7 +21,8 @@ pub struct CpuOptions {
     pub threads: usize,
     /// Instruction-set level; the best that the machine has if not given.
     pub level: Option<Level>,
-    /// What quantized weights are multiplied with: activations rounded to 8 bits (fast), or f32.
+    /// The shortest form that activations may be rounded to; each product takes the fastest form it has within that. `Q8`:
+    /// 8 bits with quantized weights, 16 with 16-bit floats. `I16`: the latter only. `F32`: nothing is rounded.
     pub activations: ActivationKind,
     /// Times every step of every run; [`Program::to_text`] then shows the sums.
     pub profile: bool,
@@ -106,6 +107,7 @@ impl Backend for CpuBackend {
     fn description(&self) -> String {
         let activations = match self.activations {
             ActivationKind::Q8 => "8-bit",
+            ActivationKind::I16 => "16-bit",
             ActivationKind::F32 => "f32",
         };
         format!("CPU, {} threads, {}, {activations} activations", self.threads(), self.level)

@@ -1,19 +1,20 @@
 //! From graph to program: fusion, in-place aliases, barriers, memory plan.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use core_tensor::op::{Binary, Op, RotaryEmbedding};
 use core_tensor::{
-    BackendError, Bindings, BufferRequest, DType, Graph, MemoryPlan, Node, StateId, ValueId, ValueSource, eval_shape,
+    BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, StateId, ValueId, ValueSource,
+    eval_shape,
 };
 
 use crate::attention::{self, AttentionStep};
 use crate::elementwise::{BinaryStep, Gated, UnaryStep};
 use crate::gather::GatherRows;
 use crate::linear::{Linear, Part, Prologue, Target};
-use crate::matmul::ActivationKind;
+use crate::matmul::{ActivationKind, PackedMatrix};
 use crate::norm::RmsNorm;
 use crate::program::{CpuProgram, CpuWeightsHandle, Place, Scheduled, Step, bound_bytes};
 use crate::reduce::{ReduceRows, RowKind};
@@ -22,7 +23,7 @@ use crate::shape::{Move, Whole};
 use crate::simd::Level;
 use crate::state::WriteState;
 use crate::threads::ThreadPool;
-use crate::weights::CpuWeights;
+use crate::weights::{CpuWeights, MatrixId};
 
 /// What a compilation needs to know besides the graph.
 pub(crate) struct CompileOptions {
@@ -43,8 +44,8 @@ enum Memory {
 /// How a step's work is dealt to threads. Steps dealt alike need no barrier between them: each thread reads what it wrote itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deal {
-    /// By heads of tokens, in equal shares of `tokens × heads`.
-    Heads(usize),
+    /// By heads of tokens, in equal shares of `tokens × heads`: the same memory has as many tokens where heads and their length are the same.
+    Heads { heads: usize, head_dim: usize },
     /// In a way of its own.
     Own,
 }
@@ -54,8 +55,6 @@ struct Draft {
     reads: Vec<Memory>,
     writes: Vec<Memory>,
     deal: Deal,
-    /// Whether the step waits for all threads once, inside.
-    inner_barrier: bool,
 }
 
 struct Scratch {
@@ -91,9 +90,20 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             Some(_) => Ok(()),
             None => Err("its second operand must be a weight".into()),
         },
-        Op::StateWrite(_) if !(is_input(1) && is_input(2)) => Err("positions and slots must be inputs of the graph".into()),
-        Op::Attention(_) if !(is_input(3) && is_input(4)) => Err("positions and slots must be inputs of the graph".into()),
+        Op::StateWrite(_) if !(is_input(1) && is_input(2)) => {
+            Err("positions and slots must be inputs of the graph".into())
+        }
+        Op::Attention(_) if !(is_input(3) && is_input(4)) => {
+            Err("positions and slots must be inputs of the graph".into())
+        }
         Op::RotaryEmbedding(_) if !is_input(1) => Err("positions must be an input of the graph".into()),
+        Op::Custom(_) => {
+            let mut all = node.inputs.iter().flatten().chain(&node.outputs);
+            match all.find(|id| graph.tensor_type(**id).is_none()) {
+                Some(token) => Err(format!("{token} is a state's token, which a user's operator cannot read or give")),
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -104,6 +114,7 @@ pub(crate) fn compile(
     bounds: &Bindings,
     target: &CompileOptions,
 ) -> Result<CpuProgram, BackendError> {
+    graph.verify()?;
     let handle = CpuWeightsHandle(weights.clone());
     let loaded = handle.get().filter(|w| w.is_of(graph)).ok_or(BackendError::Mismatch("weights and graph"))?;
     for node in graph.nodes() {
@@ -139,7 +150,6 @@ pub(crate) fn compile(
     }
     let Compiler { root, drafts, scratch, counters, .. } = compiler;
     let (steps, places, plan) = schedule(graph, bounds, &root, drafts, &scratch)?;
-    let step_rows = step_rows(graph);
     Ok(CpuProgram {
         graph: graph.clone(),
         weights: Arc::new(handle),
@@ -150,29 +160,10 @@ pub(crate) fn compile(
         steps,
         places,
         plan,
-        counters: (0..counters).map(|_| AtomicUsize::new(0)).collect(),
-        step_rows,
+        counters,
+        row_inputs: graph.row_inputs(),
         extents: Mutex::new(None),
     })
-}
-
-/// The pairs of inputs that hold positions and slots of state rows.
-fn step_rows(graph: &Graph) -> Vec<(usize, usize)> {
-    let input = |id: Option<ValueId>| id.and_then(|id| graph.inputs().iter().position(|input| *input == id));
-    let mut pairs = Vec::new();
-    for node in graph.nodes() {
-        let ids = match node.op {
-            Op::StateWrite(_) => [node.inputs[1], node.inputs[2]],
-            Op::Attention(_) => [node.inputs[3], node.inputs[4]],
-            _ => continue,
-        };
-        if let [Some(positions), Some(slots)] = ids.map(input)
-            && !pairs.contains(&(positions, slots))
-        {
-            pairs.push((positions, slots));
-        }
-    }
-    pairs
 }
 
 impl Compiler<'_> {
@@ -206,7 +197,7 @@ impl Compiler<'_> {
         self.is_arena(id)
             && self.graph.value_ids().filter(|v| self.root[v.index()] == root).all(|v| {
                 // What reads an alias reads the buffer.
-                self.readers[v.index()].iter().all(|reader| *reader <= i)
+                self.readers[v.index()].iter().all(|reader| *reader <= i && !self.waits(*reader))
             })
     }
 
@@ -231,13 +222,13 @@ impl Compiler<'_> {
     fn draft(&mut self, step: impl Step + 'static, reads: &[ValueId], writes: &[ValueId], deal: Deal) {
         let reads = reads.iter().map(|id| self.memory(*id)).collect();
         let writes = writes.iter().map(|id| self.memory(*id)).collect();
-        self.drafts.push(Draft { step: Box::new(step), reads, writes, deal, inner_barrier: false });
+        self.drafts.push(Draft { step: Box::new(step), reads, writes, deal });
     }
 
     /// Heads of a value `[tokens, heads, head_dim]`, by which its work is dealt.
     fn deal(&self, id: ValueId) -> Deal {
         match self.graph.tensor_type(id) {
-            Some((_, [_, heads, _])) => heads.as_num().map_or(Deal::Own, Deal::Heads),
+            Some((_, [_, Dim::Num(heads), Dim::Num(head_dim)])) => Deal::Heads { heads: *heads, head_dim: *head_dim },
             _ => Deal::Own,
         }
     }
@@ -260,7 +251,8 @@ impl Compiler<'_> {
                 }
                 let (x, w) = (self.input(node, 0)?, self.input(node, 1)?);
                 self.in_place(y, x, i);
-                let deal = self.deal(x);
+                // Every thread reads the whole weight, whoever may have computed it.
+                let deal = if self.is_arena(w) { Deal::Own } else { self.deal(x) };
                 self.draft(RmsNorm { x, w, y, epsilon: op.epsilon }, &[x, w], &[y], deal);
             }
             Op::RotaryEmbedding(op) => self.rope(i, op)?,
@@ -296,7 +288,8 @@ impl Compiler<'_> {
             Op::Gather(_) => {
                 let (data, indices) = (self.input(node, 0)?, self.input(node, 1)?);
                 let dtype = graph.tensor_type(y).map_or(DType::F32, |(dtype, _)| dtype);
-                self.draft(GatherRows { data, indices, y, dtype }, &[data, indices], &[y], Deal::Own);
+                let from = graph.tensor_type(data).map_or(DType::F32, |(dtype, _)| dtype);
+                self.draft(GatherRows { data, from, indices, y, dtype }, &[data, indices], &[y], Deal::Own);
             }
             Op::Unary(op) => {
                 let x = self.input(node, 0)?;
@@ -436,9 +429,10 @@ impl Compiler<'_> {
         let readers = &self.readers[y.index()];
         !readers.is_empty()
             && readers.iter().all(|reader| {
-                self.graph.nodes().get(*reader).is_some_and(|node| {
-                    matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(y)
-                })
+                self.graph
+                    .nodes()
+                    .get(*reader)
+                    .is_some_and(|node| matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(y))
             })
     }
 
@@ -473,11 +467,14 @@ impl Compiler<'_> {
                 continue;
             }
             self.taken.insert(*j);
-            let weight = self.input(&graph.nodes()[*j], 1)?;
+            let weight = self.matrix(&graph.nodes()[*j])?;
             let (y, bias) = self.take_bias(graph.nodes()[*j].outputs[0]);
             let target = match self.take_gated(y, *j, &siblings, &mut done)? {
                 Some(target) => target,
-                None => self.take_residual(y, i, source).map_or(Target::Store(y), Target::Accumulate),
+                None => {
+                    let read = [Some(source), norm.map(|norm| norm.w)];
+                    self.take_residual(y, i, read).map_or(Target::Store(y), Target::Accumulate)
+                }
             };
             reads.extend(bias);
             match target {
@@ -498,11 +495,8 @@ impl Compiler<'_> {
         let mut kinds: Vec<(ActivationKind, usize)> = Vec::new();
         let mut part_kinds = Vec::new();
         for part in &parts {
-            let mut accepts = self.accepts(part.weight);
-            if let Target::Gated { up, .. } = part.target {
-                accepts &= self.accepts(up);
-            }
-            let kind = if accepts { ActivationKind::Q8 } else { ActivationKind::F32 };
+            // Both weights of a gated part are of a kind.
+            let kind = self.kind(part.weight);
             let known = kinds.iter().position(|(k, _)| *k == kind);
             part_kinds.push(known.unwrap_or(kinds.len()));
             if known.is_none() {
@@ -525,33 +519,43 @@ impl Compiler<'_> {
         let step = Linear { x: source, k, norm, parts, kinds, part_kinds, scratch, counter, chunks };
         self.draft(step, &reads, &writes, Deal::Own);
         buffers.into_iter().for_each(|buffer| self.last_writes(Memory::Scratch(buffer)));
-        if let Some(draft) = self.drafts.last_mut() {
-            draft.inner_barrier = true;
-        }
         Ok(())
     }
 
-    fn accepts(&self, weight: ValueId) -> bool {
-        self.activations == ActivationKind::Q8
-            && self.weights.matrices.get(&weight).is_some_and(|matrix| matrix.accepts(ActivationKind::Q8))
+    /// The matrix that a product multiplies with.
+    fn matrix(&self, node: &Node) -> Result<MatrixId, BackendError> {
+        let transposed = matches!(node.op, Op::MatMul(op) if !op.transpose_b);
+        Ok(MatrixId { weight: self.input(node, 1)?, transposed })
     }
 
-    fn matrix_shape(&self, weight: ValueId) -> Result<(usize, usize), BackendError> {
+    /// What a weight is multiplied with.
+    fn kind(&self, weight: MatrixId) -> ActivationKind {
+        let fastest = self.weights.matrices.get(&weight).map_or(ActivationKind::F32, PackedMatrix::fastest_kind);
+        match (self.activations, fastest) {
+            (ActivationKind::F32, _) | (ActivationKind::I16, ActivationKind::Q8) => ActivationKind::F32,
+            (_, fastest) => fastest,
+        }
+    }
+
+    fn matrix_shape(&self, weight: MatrixId) -> Result<(usize, usize), BackendError> {
         let matrix = self.weights.matrices.get(&weight).ok_or(BackendError::Mismatch("weights and graph"))?;
         Ok((matrix.n(), matrix.k()))
     }
 
     /// Takes over an addition of a bias to a product that nothing else reads.
     fn take_bias(&mut self, y: ValueId) -> (ValueId, Option<ValueId>) {
-        let Some((reader, other)) = self.sole_addition(y) else { return (y, None) };
+        let Some((reader, bias)) = self.bias_addition(y) else { return (y, None) };
+        self.taken.insert(reader);
+        (self.graph.nodes()[reader].outputs[0], Some(bias))
+    }
+
+    /// The addition of a bias that alone reads a product, and the bias.
+    fn bias_addition(&self, y: ValueId) -> Option<(usize, ValueId)> {
+        let (reader, other) = self.sole_addition(y)?;
         let n = self.graph.tensor_type(y).and_then(|(_, shape)| shape.last().cloned());
         let is_bias = self.graph.weight_of(other).is_some()
             && self.graph.tensor_type(other).is_some_and(|(_, shape)| shape.len() == 1 && shape.first() == n.as_ref());
-        if !is_bias {
-            return (y, None);
-        }
-        self.taken.insert(reader);
-        (self.graph.nodes()[reader].outputs[0], Some(other))
+        is_bias.then_some((reader, other))
     }
 
     /// The addition that alone reads a value, and its other operand.
@@ -587,15 +591,17 @@ impl Compiler<'_> {
         }
         for sibling in siblings.iter().filter(|sibling| **sibling != j && !done.contains(sibling)) {
             let product = graph.nodes()[*sibling].outputs[0];
-            let (value, up_bias) = self.peek_bias(product);
+            let addition = self.bias_addition(product);
+            let value = addition.map_or(product, |(reader, _)| graph.nodes()[reader].outputs[0]);
             if value != up || self.sole_reader(value) != Some(reader) {
                 continue;
             }
-            let weight = self.input(&graph.nodes()[*sibling], 1)?;
-            if self.matrix_shape(weight)?.0 != self.matrix_shape(self.input(&graph.nodes()[j], 1)?)?.0 {
+            let weight = self.matrix(&graph.nodes()[*sibling])?;
+            let own = self.matrix(&graph.nodes()[j])?;
+            if self.kind(weight) != self.kind(own) || self.matrix_shape(weight)?.0 != self.matrix_shape(own)?.0 {
                 continue;
             }
-            self.take_bias(product);
+            let (_, up_bias) = self.take_bias(product);
             done.insert(*sibling);
             self.taken.insert(*sibling);
             self.taken.insert(reader);
@@ -605,15 +611,9 @@ impl Compiler<'_> {
         Ok(None)
     }
 
-    fn peek_bias(&self, y: ValueId) -> (ValueId, Option<ValueId>) {
-        let Some((reader, other)) = self.sole_addition(y) else { return (y, None) };
-        let is_bias = self.graph.weight_of(other).is_some()
-            && self.graph.tensor_type(other).is_some_and(|(_, shape)| shape.len() == 1);
-        if is_bias { (self.graph.nodes()[reader].outputs[0], Some(other)) } else { (y, None) }
-    }
-
-    /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer.
-    fn take_residual(&mut self, y: ValueId, i: usize, source: ValueId) -> Option<ValueId> {
+    /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer. `read` is what the step itself
+    /// reads.
+    fn take_residual(&mut self, y: ValueId, i: usize, read: [Option<ValueId>; 2]) -> Option<ValueId> {
         let (reader, residual) = self.sole_addition(y)?;
         let sum = self.graph.nodes()[reader].outputs[0];
         let root = self.root[residual.index()];
@@ -621,11 +621,14 @@ impl Compiler<'_> {
             && self.graph.tensor_type(sum) == self.graph.tensor_type(y);
         // All that reads the residual must have run before this step, which stands at node `i`; and the step itself must not read it as its
         // activations.
-        let free = self.graph.value_ids().filter(|v| self.root[v.index()] == root).all(|v| {
-            self.readers[v.index()].iter().all(|r| *r == reader || (*r < i && !self.waits(*r)))
-        });
+        let free = self
+            .graph
+            .value_ids()
+            .filter(|v| self.root[v.index()] == root)
+            .all(|v| self.readers[v.index()].iter().all(|r| *r == reader || (*r < i && !self.waits(*r))));
         let written = self.graph.nodes()[..i].iter().any(|node| node.outputs.contains(&residual));
-        if !(same && free && written && self.is_arena(residual) && self.root[source.index()] != root) {
+        let apart = read.iter().flatten().all(|id| self.root[id.index()] != root);
+        if !(same && free && written && apart && self.is_arena(residual)) {
             return None;
         }
         self.taken.insert(reader);
@@ -649,7 +652,8 @@ struct Touch {
     deal: Deal,
 }
 
-/// Sets the barriers, and plans the arena by the phases between them.
+/// Sets the barriers, and plans the arena by the phases between them. (That some steps wait for all threads inside does not count: they do so only
+/// where there is more than one row.)
 #[allow(clippy::type_complexity)]
 fn schedule(
     graph: &Graph,
@@ -664,27 +668,21 @@ fn schedule(
     let mut life: HashMap<Memory, (usize, usize)> = HashMap::new();
     for draft in drafts {
         let conflict = |memory: &Memory, writing: bool| {
-            pending.get(memory).is_some_and(|touches| {
-                touches.iter().any(|touch| {
-                    (touch.writes || writing) && (touch.deal == Deal::Own || touch.deal != draft.deal)
-                })
-            })
+            // A state's rows are dealt by the tokens of each step, and two steps may name the same row.
+            let state = matches!(memory, Memory::State(_));
+            let apart = |touch: &Touch| state || touch.deal == Deal::Own || touch.deal != draft.deal;
+            let touches = pending.get(memory).map_or(&[][..], Vec::as_slice);
+            touches.iter().any(|touch| (touch.writes || writing) && apart(touch))
         };
-        let barrier =
-            draft.reads.iter().any(|m| conflict(m, false)) || draft.writes.iter().any(|m| conflict(m, true));
+        let barrier = draft.reads.iter().any(|m| conflict(m, false)) || draft.writes.iter().any(|m| conflict(m, true));
         if barrier {
-            pending.clear();
-            phase += 1;
-        }
-        let first = phase;
-        if draft.inner_barrier {
             pending.clear();
             phase += 1;
         }
         for (memories, writes) in [(&draft.reads, false), (&draft.writes, true)] {
             for memory in memories {
                 pending.entry(*memory).or_default().push(Touch { writes, deal: draft.deal });
-                let life = life.entry(*memory).or_insert((first, phase));
+                let life = life.entry(*memory).or_insert((phase, phase));
                 life.1 = phase;
             }
         }

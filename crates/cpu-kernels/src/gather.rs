@@ -8,6 +8,8 @@ use crate::program::{RunContext, Step};
 /// Takes rows along the first extent, from a table of any weight dtype or from a value.
 pub(crate) struct GatherRows {
     pub(crate) data: ValueId,
+    /// Dtype of the data.
+    pub(crate) from: DType,
     pub(crate) indices: ValueId,
     pub(crate) y: ValueId,
     pub(crate) dtype: DType,
@@ -40,9 +42,20 @@ impl Step for GatherRows {
 impl GatherRows {
     fn copy(&self, cx: &RunContext<'_>, row: usize, row_len: usize, out: *mut u8) {
         let Some(weight) = cx.weights.tables.get(&self.data) else {
-            let source = cx.view(self.data).ptr.wrapping_add(row * row_len * 4);
-            // SAFETY: the row is inside data, and row i of y is this thread's; they are different values.
-            unsafe { std::ptr::copy_nonoverlapping(source, out, row_len * 4) };
+            let bytes = row_len * self.from.packing().1;
+            let source = cx.view(self.data).ptr.wrapping_add(row * bytes);
+            if self.from == self.dtype {
+                // SAFETY: the row is inside data, and row i of y is this thread's; they are different values.
+                unsafe { std::ptr::copy_nonoverlapping(source, out, bytes) };
+            } else if bytes > 0 {
+                // SAFETY: as above.
+                let source = unsafe { std::slice::from_raw_parts(source.cast_const(), bytes) };
+                match core_tensor::decode_f32(self.from, source, row_len) {
+                    // SAFETY: row i of y is this thread's, and has row_len f32.
+                    Ok(floats) => unsafe { std::ptr::copy_nonoverlapping(floats.as_ptr().cast(), out, 4 * row_len) },
+                    Err(error) => cx.fail(error.into()),
+                }
+            }
             return;
         };
         // A table of more than two extents gathers several of the weight's rows.

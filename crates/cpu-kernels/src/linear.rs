@@ -10,6 +10,7 @@ use crate::elementwise::GatedRun;
 use crate::matmul::{ActivationKind, ActivationLayout, ActivationView, GROUP_ROWS, Output, PackedMatrix};
 use crate::norm::RmsRow;
 use crate::program::{RunContext, Step};
+use crate::weights::MatrixId;
 
 /// Where the results of a matrix go.
 #[derive(Clone, Copy, Debug)]
@@ -19,13 +20,13 @@ pub(crate) enum Target {
     /// `y += Wx`, for a residual whose buffer `y` takes over.
     Accumulate(ValueId),
     /// `y = activation(Wx) * (Ux)`
-    Gated { up: ValueId, up_bias: Option<ValueId>, activation: Unary, y: ValueId },
+    Gated { up: MatrixId, up_bias: Option<ValueId>, activation: Unary, y: ValueId },
 }
 
 /// One matrix of the step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
-    pub(crate) weight: ValueId,
+    pub(crate) weight: MatrixId,
     pub(crate) bias: Option<ValueId>,
     pub(crate) target: Target,
 }
@@ -76,7 +77,7 @@ impl Linear {
     /// Bytes of packed activations of one kind: shared by all threads for many rows, one row for each thread otherwise.
     pub(crate) fn packed_bytes(kind: ActivationKind, rows: usize, k: usize, threads: usize) -> usize {
         let one = Self::one_row_bytes(kind, k);
-        ActivationLayout::new(kind, rows, k).bytes().max(ActivationLayout::new(kind, 3, k).bytes()).max(one * threads)
+        ActivationLayout::max_bytes(kind, rows, k).max(ActivationLayout::max_bytes(kind, 3, k)).max(one * threads)
     }
 
     fn one_row_bytes(kind: ActivationKind, k: usize) -> usize {
@@ -141,7 +142,8 @@ impl Linear {
             Target::Gated { up, up_bias, activation, y } => {
                 let Some(up) = cx.weights.matrices.get(&up) else { return };
                 let up_bias = up_bias.map(|id| cx.floats(id));
-                let gated = GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
+                let gated =
+                    GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
                 let tiles = self.thread_scratch(cx).wrapping_add(self.k.next_multiple_of(16));
                 let mut start = chunk.groups.start;
                 while start < chunk.groups.end {

@@ -84,10 +84,7 @@ pub(crate) fn unary<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Tanh => tanh(s, x),
         Unary::GeluTanh => {
             let x2 = s.f_mul(x, x);
-            let inner = s.f_mul(
-                s.f_mul(s.f_splat(0.797_884_6), x),
-                s.f_fma(s.f_splat(0.044_715), x2, s.f_splat(1.0)),
-            );
+            let inner = s.f_mul(s.f_mul(s.f_splat(0.797_884_6), x), s.f_fma(s.f_splat(0.044_715), x2, s.f_splat(1.0)));
             s.f_mul(s.f_mul(s.f_splat(0.5), x), s.f_add(s.f_splat(1.0), tanh(s, inner)))
         }
         Unary::Exp | Unary::Log | Unary::Sqrt | Unary::Gelu => {
@@ -158,7 +155,10 @@ mod tests {
                 for (x, y) in xs.iter().zip(&ys) {
                     let expected = op.apply(*x);
                     let near = (y - expected).abs() <= 2e-6 * expected.abs().max(1e-6 / 2e-6 * 0.1);
-                    assert!(near || (y.is_nan() && expected.is_nan()) || y == &expected, "{level} {op:?} {x}: {y} {expected}");
+                    assert!(
+                        near || (y.is_nan() && expected.is_nan()) || y == &expected,
+                        "{level} {op:?} {x}: {y} {expected}"
+                    );
                 }
             }
         }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use core_tensor::op::OpError;
 use core_tensor::{
-    AlignedBytes, BackendError, Bindings, DType, Dim, Graph, HostStates, MemoryPlan, Program, Session, StateError, StateId,
-    StateLayout, Tensor, ValueId, eval_shape,
+    AlignedBytes, BackendError, Bindings, DType, Dim, Graph, HostStates, MemoryPlan, Program, RowInputs, Session,
+    StateError, StateId, StateLayout, Tensor, ValueId, eval_shape,
 };
 
 use crate::simd::Level;
@@ -128,10 +128,10 @@ pub(crate) struct CpuProgram {
     /// Where each value of the graph lies.
     pub(crate) places: Vec<Place>,
     pub(crate) plan: MemoryPlan,
-    /// Work counters, one per step that hands out its work in chunks.
-    pub(crate) counters: Vec<AtomicUsize>,
-    /// Inputs that hold positions and slots of state rows, as indices into the run's inputs.
-    pub(crate) step_rows: Vec<(usize, usize)>,
+    /// Number of work counters: one for each step that hands out its work in chunks.
+    pub(crate) counters: usize,
+    /// Inputs that hold positions and slots of state rows.
+    pub(crate) row_inputs: Vec<RowInputs>,
     /// Extents of the last run: decode steps have the same every time.
     pub(crate) extents: Mutex<Option<(Bindings, Arc<Vec<Vec<usize>>>)>>,
 }
@@ -183,6 +183,7 @@ pub(crate) struct RunContext<'a> {
     pointers: &'a [*mut u8],
     arena: *mut u8,
     states: &'a [StateLayout],
+    counters: &'a [AtomicUsize],
     failure: &'a Mutex<Option<OpError>>,
 }
 
@@ -224,7 +225,7 @@ impl<'a> RunContext<'a> {
 
     /// The next unit of work of a step that hands its work out, or `None` when all are taken.
     pub(crate) fn claim(&self, counter: usize, units: usize) -> Option<usize> {
-        let unit = self.program.counters[counter].fetch_add(1, Ordering::Relaxed);
+        let unit = self.counters[counter].fetch_add(1, Ordering::Relaxed);
         (unit < units).then_some(unit)
     }
 
@@ -286,12 +287,14 @@ impl Program for CpuProgram {
         self.check_bounds(&bindings)?;
         let shapes = self.shapes(&bindings)?;
         let inputs: Vec<Tensor> = inputs.iter().map(aligned).collect::<Result<_, _>>()?;
-        let mut rows = Vec::with_capacity(self.step_rows.len());
-        for (positions, slots) in &self.step_rows {
+        let mut written = Vec::with_capacity(self.row_inputs.len());
+        for rows in &self.row_inputs {
             let ints = |i: usize| inputs[i].to_vec::<i32>().map_err(OpError::from);
-            let (positions, slots) = (ints(*positions)?, ints(*slots)?);
+            let (positions, slots) = (ints(rows.positions)?, ints(rows.slots)?);
             session.states.check_step(&positions, &slots)?;
-            rows.push((positions, slots));
+            if rows.written {
+                written.push((positions, slots));
+            }
         }
         if session.arena.as_ref().is_none_or(|arena| arena.len() < self.plan.arena_bytes) {
             let bytes = self.plan.arena_bytes;
@@ -317,7 +320,8 @@ impl Program for CpuProgram {
             .collect();
         let layouts: Vec<StateLayout> = self.graph.state_ids().map(|id| session.states.layout(id)).collect();
         let (pointers, layouts) = (SharedSlice(&pointers), SharedSlice(&layouts));
-        self.counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+        // The run's own: another session may run the same program at the same time.
+        let counters: Vec<AtomicUsize> = (0..self.counters).map(|_| AtomicUsize::new(0)).collect();
         let failure = Mutex::new(None);
         self.pool.run(&|worker| {
             let (arena, pointers, layouts) = (arena, pointers, layouts);
@@ -330,6 +334,7 @@ impl Program for CpuProgram {
                 pointers: pointers.get(),
                 arena: arena.get(),
                 states: layouts.get(),
+                counters: &counters,
                 failure: &failure,
             };
             for scheduled in &self.steps {
@@ -337,9 +342,10 @@ impl Program for CpuProgram {
             }
         });
         if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            written.iter().for_each(|(positions, slots)| session.states.overwritten(positions, slots));
             return Err(error.into());
         }
-        for (positions, slots) in &rows {
+        for (positions, slots) in &written {
             session.states.advance(positions, slots);
         }
         self.graph.outputs().iter().map(|id| self.output(*id, pointers.get(), &shapes)).collect()
@@ -367,6 +373,10 @@ impl Program for CpuProgram {
 impl CpuProgram {
     fn output(&self, id: ValueId, pointers: &[*mut u8], shapes: &[Vec<usize>]) -> Result<Tensor, BackendError> {
         let (dtype, _) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("outputs and graph"))?;
+        if let Some(weight) = self.graph.weight_of(id) {
+            let name = self.graph.value(id).name.clone();
+            return weight.to_tensor().map_err(|source| BackendError::Weight { name, source });
+        }
         let shape = &shapes[id.index()];
         let bytes = core_tensor::byte_len(dtype, shape).map_err(OpError::from)?;
         let ptr = pointers[id.index()];

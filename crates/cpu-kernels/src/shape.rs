@@ -37,7 +37,11 @@ impl Step for Move {
             Move::Copy { x, y, size } => {
                 let (x, y) = (cx.view(*x), cx.view(*y));
                 let share = cx.worker.share(y.len());
-                copy(x.ptr.wrapping_add(share.start * size), y.ptr.wrapping_add(share.start * size), share.len() * size);
+                copy(
+                    x.ptr.wrapping_add(share.start * size),
+                    y.ptr.wrapping_add(share.start * size),
+                    share.len() * size,
+                );
             }
             Move::Transpose { x, y, perm, size } => {
                 let (x, y) = (cx.view(*x), cx.view(*y));
@@ -151,7 +155,10 @@ fn custom(
     outputs: &[(ValueId, DType)],
 ) -> Result<(), OpError> {
     let inputs: Vec<Tensor> = inputs.iter().map(|(id, dtype)| load(cx, *id, *dtype)).collect::<Result<_, _>>()?;
-    let results = op.run(&inputs)?;
+    // Other threads may wait for this one: a panic must not keep it from the next barrier.
+    let run = std::panic::AssertUnwindSafe(|| op.run(&inputs));
+    let results =
+        std::panic::catch_unwind(run).unwrap_or_else(|_| Err(OpError::Custom(format!("{} panicked", op.name()))))?;
     for (i, (id, dtype)) in outputs.iter().enumerate() {
         let expected = cx.view(*id).shape;
         match results.get(i) {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
-use crate::matmul::{GROUP_ROWS, PackedMatrix, PackedMatrixBuilder};
+use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::threads::ThreadPool;
 
 /// A model's weights: matrices packed for the kernels, everything else as f32 or as stored.
 pub(crate) struct CpuWeights {
     graph: Arc<Graph>,
-    pub(crate) matrices: HashMap<ValueId, PackedMatrix>,
+    pub(crate) matrices: HashMap<MatrixId, PackedMatrix>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
     /// Tables that rows are gathered from, as stored.
@@ -30,6 +31,20 @@ impl Weights for CpuWeights {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+/// A weight as products multiply with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MatrixId {
+    pub(crate) weight: ValueId,
+    /// Whether the graph has it as `[k, n]`, and not as `[n, k]`.
+    pub(crate) transposed: bool,
+}
+
+impl fmt::Display for MatrixId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.weight, if self.transposed { " transposed" } else { "" })
     }
 }
 
@@ -54,11 +69,6 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
                 (Op::Gather(_), 0) => uses.table = true,
                 _ => uses.plain = true,
             }
-        }
-    }
-    for output in graph.outputs() {
-        if graph.weight_of(*output).is_some() {
-            all.entry(*output).or_default().plain = true;
         }
     }
     all
@@ -94,7 +104,7 @@ impl CpuWeights {
         };
         let name = |id: ValueId| graph.value(id).name.clone();
         let uses = uses(graph);
-        let mut packing: Vec<(ValueId, Arc<Weight>, PackedMatrixBuilder)> = Vec::new();
+        let mut packing: Vec<(MatrixId, Arc<Weight>, PackedMatrixBuilder)> = Vec::new();
         for (id, weight) in graph.weights() {
             let Some(uses) = uses.get(&id) else { continue };
             if uses.plain {
@@ -105,21 +115,20 @@ impl CpuWeights {
             if uses.table {
                 loaded.tables.insert(id, weight.clone());
             }
-            let matrix = match (uses.matrix, uses.transposed_matrix) {
-                (false, false) => continue,
-                (true, false) => weight.clone(),
-                (false, true) => {
-                    transposed(weight).map_err(|source| BackendError::Weight { name: name(id), source })?
+            for transposed in [false, true] {
+                if !(if transposed { uses.transposed_matrix } else { uses.matrix }) {
+                    continue;
                 }
-                (true, true) => return Err(unsupported(graph, id, "it is used transposed and as it is")),
-            };
-            let builder = PackedMatrixBuilder::new(matrix.dtype(), matrix.row_count(), matrix.row_len())
-                .map_err(|e| unsupported(graph, id, &e.to_string()))?;
-            packing.push((id, matrix, builder));
+                let matrix = if transposed { self::transposed(weight) } else { kernel_dtype(weight) };
+                let matrix = matrix.map_err(|source| BackendError::Weight { name: name(id), source })?;
+                let builder = PackedMatrixBuilder::new(matrix.dtype(), matrix.row_count(), matrix.row_len())
+                    .map_err(|error| refused(graph, id, &error))?;
+                packing.push((MatrixId { weight: id, transposed }, matrix, builder));
+            }
         }
         pack(graph, &packing, pool, progress)?;
         for (id, _, builder) in packing {
-            let matrix = builder.finish().map_err(|e| unsupported(graph, id, &e.to_string()))?;
+            let matrix = builder.finish().map_err(|error| refused(graph, id.weight, &error))?;
             loaded.bytes += matrix.bytes() as u64;
             loaded.matrices.insert(id, matrix);
         }
@@ -127,19 +136,29 @@ impl CpuWeights {
     }
 }
 
+fn refused(graph: &Graph, id: ValueId, error: &PackError) -> BackendError {
+    match error {
+        PackError::NoMemory { bytes } => BackendError::NoMemory { what: "weights", bytes: *bytes },
+        other => unsupported(graph, id, &other.to_string()),
+    }
+}
+
 fn unsupported(graph: &Graph, id: ValueId, reason: &str) -> BackendError {
     BackendError::Unsupported { node: graph.value(id).name.clone(), op: "weight", reason: reason.to_owned() }
 }
 
-/// The elements as kernels read them: f32, or integers as they are.
+/// The elements as they are. Kernels read them in place, so they must lie aligned: a copy does.
 fn plain(weight: &Weight) -> Result<Tensor, WeightError> {
     let tensor = weight.to_tensor()?;
-    let keep = matches!(tensor.dtype(), DType::I32 | DType::F16 | DType::BF16);
-    if keep || tensor.dtype() == DType::F32 {
-        // Kernels read it in place, so it must lie aligned: a copy does.
-        return Ok(Tensor::from_bytes(tensor.dtype(), tensor.shape(), tensor.bytes())?);
+    Ok(Tensor::from_bytes(tensor.dtype(), tensor.shape(), tensor.bytes())?)
+}
+
+/// The weight in a dtype that the kernels of products read: as it is, or as f32 (which f64 and 8-bit floats become).
+fn kernel_dtype(weight: &Arc<Weight>) -> Result<Arc<Weight>, WeightError> {
+    match weight.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 | DType::Block(_) => Ok(weight.clone()),
+        _ => weight.cast(DType::F32),
     }
-    Ok(Tensor::from_slice(tensor.shape(), &tensor.to_f32()?)?)
 }
 
 /// `[k, n]` floats as `[n, k]` f32.
@@ -153,7 +172,7 @@ fn transposed(weight: &Weight) -> Result<Arc<Weight>, WeightError> {
 /// Packs all matrices on all threads, streaming: each thread takes some rows, packs them and lets their source pages go.
 fn pack(
     graph: &Graph,
-    matrices: &[(ValueId, Arc<Weight>, PackedMatrixBuilder)],
+    matrices: &[(MatrixId, Arc<Weight>, PackedMatrixBuilder)],
     pool: &ThreadPool,
     progress: &mut Progress<'_>,
 ) -> Result<(), BackendError> {
@@ -164,7 +183,7 @@ fn pack(
         let step = (PACK_BYTES / group_bytes).max(1);
         for start in (0..builder.groups()).step_by(step) {
             let groups = start..(start + step).min(builder.groups());
-            jobs.push(Job { name: &graph.value(*id).name, weight, builder, groups });
+            jobs.push(Job { name: &graph.value(id.weight).name, weight, builder, groups });
         }
         total += weight.byte_len() as u64;
     }
@@ -176,10 +195,10 @@ fn pack(
         while !stop.load(Ordering::Relaxed) {
             let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             let rows = job.groups.start * GROUP_ROWS..(job.groups.end * GROUP_ROWS).min(job.weight.row_count());
-            let packed = job.weight.rows(rows.clone()).map_err(|source| BackendError::Weight {
-                name: job.name.to_owned(),
-                source,
-            });
+            let packed = job
+                .weight
+                .rows(rows.clone())
+                .map_err(|source| BackendError::Weight { name: job.name.to_owned(), source });
             let packed = packed.and_then(|bytes| {
                 job.builder.pack_groups(job.groups.clone(), &bytes).map_err(|e| BackendError::Unsupported {
                     node: job.name.to_owned(),
@@ -204,11 +223,13 @@ fn pack(
             }
         }
     });
-    if cancelled.load(Ordering::Relaxed) {
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    // The other threads may have done it all.
+    let progress = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if cancelled.load(Ordering::Relaxed) || progress(total, total) == ControlFlow::Break(()) {
         return Err(BackendError::Cancelled);
     }
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
+    Ok(())
 }

@@ -1,9 +1,14 @@
 //! The read bandwidth of main memory: the ceiling of a decode that streams its weights.
 
 use std::hint::black_box;
+use std::io;
 use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
+
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
 
 /// Far more than any cache holds.
 const BYTES: usize = 768 << 20;
@@ -30,48 +35,49 @@ pub(crate) fn probe(threads: usize) -> Result<Bandwidth, String> {
 }
 
 fn probe_bytes(threads: usize, bytes: usize) -> Result<Bandwidth, String> {
-    let words = bytes / 8 / threads / 16 * 16;
+    let each = bytes / threads / 8 * 8;
+    let parts: io::Result<Vec<MmapMut>> = (0..threads).map(|_| reserve(each)).collect();
+    let parts = parts.map_err(|error| format!("no memory to probe: {error}"))?;
     let barrier = Barrier::new(threads);
-    let times: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
-        let mut workers = Vec::new();
-        for _ in 0..threads {
-            workers.push(scope.spawn(|| {
-                // Written by the thread that reads it, so that the pages are near it.
-                let part: Vec<u64> = (0..words as u64).collect();
-                let mut times = Vec::with_capacity(PASSES);
-                for _ in 0..PASSES {
-                    barrier.wait();
-                    let start = Instant::now();
-                    black_box(sum(black_box(&part)));
-                    times.push((start, Instant::now()));
-                }
-                times
-            }));
+    let read = |mut part: MmapMut| {
+        // Written by the thread that reads it, so that the pages are near it.
+        part.fill(1);
+        let mut times = Vec::with_capacity(PASSES);
+        for _ in 0..PASSES {
+            barrier.wait();
+            let start = Instant::now();
+            black_box(sum(black_box(&part)));
+            times.push((start, Instant::now()));
         }
-        workers
-            .into_iter()
-            .map(|worker| worker.join().map_err(|_| "the bandwidth probe failed"))
-            .collect::<Result<_, _>>()
+        times
+    };
+    let times: Vec<Vec<(Instant, Instant)>> = thread::scope(|scope| {
+        let readers: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| read(part))).collect();
+        let times = readers.into_iter().map(|reader| reader.join().map_err(|_| "the bandwidth probe failed"));
+        times.collect::<Result<_, _>>()
     })?;
     let samples = (0..PASSES)
         .filter_map(|pass| {
             let start = times.iter().map(|times| times[pass].0).min()?;
             let end = times.iter().map(|times| times[pass].1).max()?;
-            Some((words * 8 * threads) as f64 / (end - start).as_secs_f64() / 1e9)
+            Some((each * threads) as f64 / (end - start).as_secs_f64() / 1e9)
         })
         .collect();
-    Ok(Bandwidth { bytes: words * 8 * threads, samples })
+    Ok(Bandwidth { bytes: each * threads, samples })
 }
 
-/// Independent sums, so that loads do not wait for additions.
-fn sum(words: &[u64]) -> u64 {
-    let mut sums = [0_u64; 16];
-    for chunk in words.chunks_exact(16) {
-        for (sum, word) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*word);
-        }
-    }
-    sums.iter().fold(0, |total, sum| total.wrapping_add(*sum))
+/// Memory in large pages where the system has them: the ceiling is not to be that of address translation.
+fn reserve(bytes: usize) -> io::Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes)?;
+    // A kernel without large pages refuses; then ordinary ones have to do.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(Advice::HugePage);
+    Ok(map)
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let (words, _) = bytes.as_chunks::<8>();
+    words.iter().fold(0, |sum, word| sum.wrapping_add(u64::from_ne_bytes(*word)))
 }
 
 #[cfg(test)]
@@ -80,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_probe_reads_everything_and_gives_a_figure_per_pass() {
-        let words: Vec<u64> = (0..1600).collect();
+        let words: Vec<u8> = (0..1600_u64).flat_map(u64::to_ne_bytes).collect();
         assert_eq!(sum(&words), 1600 * 1599 / 2);
         let result = probe_bytes(2, 1 << 20).unwrap();
         assert_eq!(result.bytes, 1 << 20);

@@ -142,6 +142,22 @@ fn write_model(architecture: &str, path: &Path) -> Result<(), loader_gguf::GgufE
     let scores: ArrayBuf = std::iter::repeat_n(0.0f32, vocabulary).collect();
     let texts: ArrayBuf = tokens.iter().map(String::as_str).collect();
 
+    let shapes: [(&str, &[usize]); 12] = [
+        ("token_embd.weight", &[vocabulary, WIDTH]),
+        ("output.weight", &[vocabulary, WIDTH]),
+        ("output_norm.weight", &[WIDTH]),
+        ("blk.0.attn_norm.weight", &[WIDTH]),
+        ("blk.0.attn_q.weight", &[WIDTH, WIDTH]),
+        ("blk.0.attn_k.weight", &[WIDTH / 2, WIDTH]),
+        ("blk.0.attn_v.weight", &[WIDTH / 2, WIDTH]),
+        ("blk.0.attn_output.weight", &[WIDTH, WIDTH]),
+        ("blk.0.ffn_norm.weight", &[WIDTH]),
+        ("blk.0.ffn_gate.weight", &[HIDDEN, WIDTH]),
+        ("blk.0.ffn_up.weight", &[HIDDEN, WIDTH]),
+        ("blk.0.ffn_down.weight", &[WIDTH, HIDDEN]),
+    ];
+    let data: Vec<Vec<u8>> = shapes.iter().enumerate().map(|(seed, (_, shape))| noise(shape, seed as u32)).collect();
+
     let mut writer = GgufWriter::new();
     let key = |name: &str| format!("{architecture}.{name}");
     writer.set("general.architecture", architecture)?;
@@ -154,21 +170,6 @@ fn write_model(architecture: &str, path: &Path) -> Result<(), loader_gguf::GgufE
     writer.set("tokenizer.ggml.scores", &scores)?.set("tokenizer.ggml.token_type", &types)?;
     writer.set("tokenizer.ggml.bos_token_id", 1u32)?.set("tokenizer.ggml.eos_token_id", 2u32)?;
 
-    let shapes: [(&str, &[u64]); 12] = [
-        ("token_embd.weight", &[vocabulary as u64, WIDTH as u64]),
-        ("output.weight", &[vocabulary as u64, WIDTH as u64]),
-        ("output_norm.weight", &[WIDTH as u64]),
-        ("blk.0.attn_norm.weight", &[WIDTH as u64]),
-        ("blk.0.attn_q.weight", &[WIDTH as u64, WIDTH as u64]),
-        ("blk.0.attn_k.weight", &[WIDTH as u64 / 2, WIDTH as u64]),
-        ("blk.0.attn_v.weight", &[WIDTH as u64 / 2, WIDTH as u64]),
-        ("blk.0.attn_output.weight", &[WIDTH as u64, WIDTH as u64]),
-        ("blk.0.ffn_norm.weight", &[WIDTH as u64]),
-        ("blk.0.ffn_gate.weight", &[HIDDEN as u64, WIDTH as u64]),
-        ("blk.0.ffn_up.weight", &[HIDDEN as u64, WIDTH as u64]),
-        ("blk.0.ffn_down.weight", &[WIDTH as u64, HIDDEN as u64]),
-    ];
-    let data: Vec<Vec<u8>> = shapes.iter().enumerate().map(|(seed, (_, shape))| noise(shape, seed as u32)).collect();
     for ((name, shape), data) in shapes.iter().zip(&data) {
         writer.bytes(name, GgmlType::F32, shape, data)?;
     }
@@ -176,7 +177,7 @@ fn write_model(architecture: &str, path: &Path) -> Result<(), loader_gguf::GgufE
 }
 
 /// Numbers between -0.5 and 0.5, the same on every run.
-fn noise(shape: &[u64], seed: u32) -> Vec<u8> {
+fn noise(shape: &[usize], seed: u32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let next = move || {
         state ^= state << 13;
@@ -184,6 +185,6 @@ fn noise(shape: &[u64], seed: u32) -> Vec<u8> {
         state ^= state << 5;
         f64::from(state) / f64::from(u32::MAX) - 0.5
     };
-    let count = shape.iter().product::<u64>() as usize;
+    let count: usize = shape.iter().product();
     std::iter::repeat_with(next).take(count).flat_map(|value| (value as f32).to_le_bytes()).collect()
 }

@@ -32,6 +32,9 @@ impl Operator for Gather {
         let Some((_, rest)) = data.split_first() else {
             return Err(OpError::Shape("data is a scalar".into()));
         };
+        if rest.is_empty() && cx.tensor(0)?.0.is_block() {
+            return Err(OpError::Shape("single weights of a block cannot be gathered".into()));
+        }
         let shape: Vec<Dim> = [n].into_iter().chain(rest).cloned().collect();
         Ok(vec![ValueType::Tensor { dtype, shape }])
     }

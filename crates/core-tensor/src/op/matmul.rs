@@ -79,14 +79,15 @@ impl Operator for MatMul {
 }
 
 /// Rounds a row of activations the way in which integer kernels see it: blocks of 32 share `d = amax / 127`, each element becomes
-/// `round(x / d) * d` (halves away from zero). A last, shorter block is rounded alone.
+/// `round(x * (127 / amax)) * d`, halves to even: what processors and shaders round to. (ggml's scalar code takes halves away from zero, its
+/// vector code does as here.) A block of nothing but tiny values (`amax` below 2⁻¹⁰⁰, where the factor would overflow) becomes zeros. A last,
+/// shorter block is rounded alone.
 pub fn quantize_row_q8(row: &mut [f32]) {
     for block in row.chunks_mut(32) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        let d = amax / 127.0;
-        let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+        let (d, factor) = if amax < 7.9e-31 { (0.0, 0.0) } else { (amax / 127.0, 127.0 / amax) };
         for x in block {
-            *x = (*x * inverse).round() * d;
+            *x = (*x * factor).round_ties_even() * d;
         }
     }
 }

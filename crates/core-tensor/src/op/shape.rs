@@ -3,7 +3,7 @@
 use super::{Evaluation, Inference, OpError, Operator, axis, show};
 use crate::{DType, Dim, Shape as Extents, ValueType};
 
-/// The same elements under another shape. Input: any tensor; the output has as many elements.
+/// The same elements under another shape. Input: a tensor of a plain dtype; the output has as many elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reshape {
     /// The shape.
@@ -12,9 +12,11 @@ pub struct Reshape {
 
 /// The product of extents, as an expression.
 fn product(shape: &[Dim]) -> Dim {
-    // Numbers first, so that products of the same extents in another grouping fold alike.
-    let numbers = shape.iter().filter_map(Dim::as_num).fold(Dim::Num(1), |n, m| n.mul(Dim::Num(m)));
-    let mut rest: Vec<&Dim> = shape.iter().filter(|dim| dim.as_num().is_none()).collect();
+    // Numbers first, then the other factors in order, so that products of the same extents in another grouping are equal.
+    let mut factors = Vec::new();
+    shape.iter().for_each(|dim| dim.factors(&mut factors));
+    let numbers = factors.iter().filter_map(|dim| dim.as_num()).fold(Dim::Num(1), |n, m| n.mul(Dim::Num(m)));
+    let mut rest: Vec<&Dim> = factors.into_iter().filter(|dim| dim.as_num().is_none()).collect();
     rest.sort();
     rest.into_iter().fold(numbers, |product, dim| product.mul(dim.clone()))
 }
@@ -31,6 +33,7 @@ impl Operator for Reshape {
     fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
         cx.arity(1..=1, "1")?;
         let (dtype, shape) = cx.tensor(0)?;
+        plain(dtype, 0)?;
         if product(shape) != product(&self.shape) {
             return Err(OpError::Shape(format!("{} cannot be reshaped to {}", show(shape), show(&self.shape))));
         }

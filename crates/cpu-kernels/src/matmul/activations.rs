@@ -12,7 +12,19 @@ pub enum ActivationKind {
     /// Blocks of 32 along a row: signed bytes in −127..=127 and one f32 scale (largest magnitude / 127, nearest
     /// integer, ties to even).
     Q8,
+    /// Blocks of 32 along a row: signed 14-bit integers (−8191..=8191) and one f32 scale. For 16-bit float weights, which
+    /// are brought into the same form on the way: two multiply-adds where f32 arithmetic has one, at a relative error
+    /// (NMSE) of about 1e-8, what rounding to f16 costs. Fewer than 16 rows are kept as f32.
+    I16,
     /// As they are.
+    F32,
+}
+
+/// What packed activations consist of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Q8,
+    I16,
     F32,
 }
 
@@ -22,15 +34,25 @@ pub(super) const BLOCK: usize = 32;
 /// Bytes per row of one quantized block: 32 values, then four 4-byte fields; see [`ActivationLayout`].
 pub(super) const Q8_BLOCK_BYTES: usize = BLOCK + 5 * 4;
 
+/// Bytes per row of one block of 16-bit integers: 32 values and a scale.
+pub(super) const I16_BLOCK_BYTES: usize = 2 * BLOCK + 4;
+
+/// Largest magnitude of 14-bit integers: the sum of 32 products of two of them fits an i32.
+pub(super) const I16_TOP: f32 = 8191.0;
+
+/// Fewest rows for which weights are turned into 16-bit integers.
+const I16_ROWS: usize = 16;
+
 /// Where packed activations lie.
 ///
 /// Rows come in tiles of `W` rows: `W` is 1 for fewer than four rows, else 4, the last tile being filled up with zeros.
 /// A tile is contiguous.
 ///
-/// * `F32`: per element of the row, the `W` rows' values (`[k][W]` f32).
+/// * `F32` (and fewer than 16 rows of `I16`): per element of the row, the `W` rows' values (`[k][W]` f32).
 /// * `Q8`: per block of 32, `[W][32]` i8 values, then `[W]` each of f32 scale, f32 scale × sum of the values, and the
 ///   *negated* i32 sums of all 32, the first 16 and the last 16 values (what zero points are multiplied by). The number of
 ///   blocks is made even with zeros.
+/// * `I16`: per block of 32, `[W][32]` i16 values, then `[W]` f32 scales; the last block is filled up with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivationLayout {
     kind: ActivationKind,
@@ -39,7 +61,7 @@ pub struct ActivationLayout {
 }
 
 impl ActivationLayout {
-    /// Layout of `rows` rows of `k` activations. For [`ActivationKind::Q8`] `k` is rounded up to 64 with zeros.
+    /// Layout of `rows` rows of `k` activations.
     #[must_use]
     pub const fn new(kind: ActivationKind, rows: usize, k: usize) -> Self {
         Self { kind, rows, k }
@@ -69,17 +91,30 @@ impl ActivationLayout {
         if self.rows < 4 { 1 } else { 4 }
     }
 
-    /// Quantized blocks per row, made even.
+    /// What the packed activations consist of.
+    pub(super) const fn form(&self) -> Form {
+        match self.kind {
+            ActivationKind::Q8 => Form::Q8,
+            ActivationKind::I16 if self.rows >= I16_ROWS => Form::I16,
+            ActivationKind::I16 | ActivationKind::F32 => Form::F32,
+        }
+    }
+
+    /// Blocks per row, those of `Q8` made even.
     pub(super) const fn blocks(&self) -> usize {
-        self.k.div_ceil(2 * BLOCK) * 2
+        match self.form() {
+            Form::Q8 => self.k.div_ceil(2 * BLOCK) * 2,
+            _ => self.k.div_ceil(BLOCK),
+        }
     }
 
     /// Bytes of a tile.
     pub(super) const fn tile_bytes(&self) -> usize {
         self.tile_rows()
-            * match self.kind {
-                ActivationKind::Q8 => self.blocks() * Q8_BLOCK_BYTES,
-                ActivationKind::F32 => self.k * 4,
+            * match self.form() {
+                Form::Q8 => self.blocks() * Q8_BLOCK_BYTES,
+                Form::I16 => self.blocks() * I16_BLOCK_BYTES,
+                Form::F32 => self.k * 4,
             }
     }
 
@@ -89,7 +124,19 @@ impl ActivationLayout {
         self.rows.div_ceil(self.tile_rows()) * self.tile_bytes()
     }
 
-    /// Packs (and for `Q8` quantizes) some rows. Different rows may be packed by different threads at the same time.
+    /// Bytes that suffice for any number of rows up to `rows`.
+    #[must_use]
+    pub const fn max_bytes(kind: ActivationKind, rows: usize, k: usize) -> usize {
+        let bytes = Self::new(kind, rows, k).bytes();
+        let f32_rows = if rows < I16_ROWS { rows } else { I16_ROWS };
+        let few = match kind {
+            ActivationKind::I16 => Self::new(ActivationKind::F32, f32_rows, k).bytes(),
+            ActivationKind::Q8 | ActivationKind::F32 => 0,
+        };
+        if few > bytes { few } else { bytes }
+    }
+
+    /// Packs (and for `Q8` and `I16` quantizes) some rows. Different rows may be packed by different threads at the same time.
     ///
     /// `x` is the first of the `rows`, each `stride` f32 after the one before; `out` is the start of the whole packed
     /// buffer. The range that ends with the last row also fills up the last tile.
@@ -99,9 +146,10 @@ impl ActivationLayout {
     /// [`bytes`](Self::bytes), and what these rows own is not touched by another thread meanwhile.
     pub unsafe fn pack_rows(&self, level: Level, out: *mut u8, rows: Range<usize>, x: *const f32, stride: usize) {
         debug_assert!(rows.end <= self.rows);
-        match self.kind {
-            ActivationKind::Q8 => level.run(Quantize { layout: *self, out, rows, x, stride }),
-            ActivationKind::F32 => level.run(Interleave { layout: *self, out, rows, x, stride }),
+        match self.form() {
+            Form::Q8 => level.run(Quantize::<true> { layout: *self, out, rows, x, stride }),
+            Form::I16 => level.run(Quantize::<false> { layout: *self, out, rows, x, stride }),
+            Form::F32 => level.run(Interleave { layout: *self, out, rows, x, stride }),
         }
     }
 }
@@ -117,12 +165,12 @@ impl Activations {
     /// Packs `rows` rows of `k` activations that lie one after the other in `x`.
     ///
     /// # Panics
-    /// If `x` is not `rows × k` long.
+    /// If `x` is not `rows × k` long, or there is no memory.
     #[must_use]
     pub fn pack(level: Level, kind: ActivationKind, rows: usize, k: usize, x: &[f32]) -> Self {
         assert_eq!(x.len(), rows * k, "activations of {rows} rows of {k}");
         let layout = ActivationLayout::new(kind, rows, k);
-        let data = Buffer::new(layout.bytes());
+        let data = Buffer::new(layout.bytes()).expect("memory for packed activations");
         // SAFETY: the lengths were checked, and nobody else knows the buffer yet.
         unsafe { layout.pack_rows(level, data.as_mut_ptr(), 0..rows, x.as_ptr(), k) };
         Self { layout, data }
@@ -167,7 +215,8 @@ impl ActivationView<'_> {
     }
 }
 
-struct Quantize {
+/// To 8 bits (`Q8`) or to 16.
+struct Quantize<const Q8: bool> {
     layout: ActivationLayout,
     out: *mut u8,
     rows: Range<usize>,
@@ -175,7 +224,7 @@ struct Quantize {
     stride: usize,
 }
 
-impl Kernel for Quantize {
+impl<const Q8: bool> Kernel for Quantize<Q8> {
     type Output = ();
 
     #[inline(always)]
@@ -186,22 +235,22 @@ impl Kernel for Quantize {
         for row in self.rows.start..padded {
             let (tile, lane) = (self.out.wrapping_add(row / w * l.tile_bytes()), row % w);
             for block in 0..l.blocks() {
-                let out = tile.wrapping_add(block * w * Q8_BLOCK_BYTES);
+                let out = tile.wrapping_add(block * w * if Q8 { Q8_BLOCK_BYTES } else { I16_BLOCK_BYTES });
                 let at = block * BLOCK;
                 if row >= l.rows || at >= l.k {
                     // SAFETY: within the tile, which the caller lets us write.
-                    unsafe { quantize_block(s, [0.0f32; BLOCK].as_ptr(), out, w, lane) };
+                    unsafe { quantize_block::<S, Q8>(s, [0.0f32; BLOCK].as_ptr(), out, w, lane) };
                 } else if at + BLOCK <= l.k {
                     let x = self.x.wrapping_add((row - self.rows.start) * self.stride + at);
                     // SAFETY: 32 activations are left in the row; the tile as above.
-                    unsafe { quantize_block(s, x, out, w, lane) };
+                    unsafe { quantize_block::<S, Q8>(s, x, out, w, lane) };
                 } else {
                     let x = self.x.wrapping_add((row - self.rows.start) * self.stride + at);
                     let mut last = [0.0f32; BLOCK];
                     // SAFETY: k - at activations are left in the row; the tile as above.
                     unsafe {
                         std::ptr::copy_nonoverlapping(x, last.as_mut_ptr(), l.k - at);
-                        quantize_block(s, last.as_ptr(), out, w, lane);
+                        quantize_block::<S, Q8>(s, last.as_ptr(), out, w, lane);
                     }
                 }
             }
@@ -212,10 +261,11 @@ impl Kernel for Quantize {
 /// Quantizes 32 activations into lane `lane` of a block of a `w`-row tile.
 ///
 /// # Safety
-/// `x` is readable for 32 f32, `out` writable for `w` × [`Q8_BLOCK_BYTES`].
+/// `x` is readable for 32 f32, `out` writable for a block of `w` rows.
 #[inline(always)]
-unsafe fn quantize_block<S: Simd>(s: S, x: *const f32, out: *mut u8, w: usize, lane: usize) {
+unsafe fn quantize_block<S: Simd, const Q8: bool>(s: S, x: *const f32, out: *mut u8, w: usize, lane: usize) {
     let magnitude = s.i_splat(0x7fff_ffff);
+    let limit = if Q8 { 127.0 } else { I16_TOP };
     // SAFETY: 32 activations are readable and the block is writable, says the caller.
     unsafe {
         // As integers, magnitudes order like the floats they are, NaN on top: a NaN ends up in the scale.
@@ -228,8 +278,18 @@ unsafe fn quantize_block<S: Simd>(s: S, x: *const f32, out: *mut u8, w: usize, l
         let top = f32::from_bits(s.i_reduce_max(top).cast_unsigned());
         // Below 2^-100 the reciprocal would not be finite.
         let tiny = top < 7.9e-31;
-        let scale = if tiny { 0.0 } else { top / 127.0 };
-        let inverse = s.f_splat(if tiny { 0.0 } else { 127.0 / top });
+        let scale = if tiny { 0.0 } else { top / limit };
+        let inverse = s.f_splat(if tiny { 0.0 } else { limit / top });
+        if !Q8 {
+            let mut at = 0;
+            while at < BLOCK {
+                let q = s.i_round(s.f_mul(s.f_load(x.add(at)), inverse));
+                s.i_store_i16(out.add(2 * (lane * BLOCK + at)), q);
+                at += S::LANES;
+            }
+            out.add(2 * w * BLOCK + lane * 4).cast::<f32>().write_unaligned(scale);
+            return;
+        }
         let mut sums = [0i32; 2];
         for (half, sum) in sums.iter_mut().enumerate() {
             let mut acc = s.i_splat(0);

@@ -1,6 +1,6 @@
 //! Memory for packed weights and activations: cache-line aligned, in huge pages where it is large.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 /// Bytes that are written through raw pointers by several threads, each to its own part.
@@ -19,18 +19,18 @@ unsafe impl Sync for Buffer {}
 const HUGE: usize = 2 << 20;
 
 impl Buffer {
-    /// `bytes` bytes, aligned to a cache line, not initialized.
-    pub(super) fn new(bytes: usize) -> Self {
+    /// `bytes` bytes, aligned to a cache line, not initialized; `None` if there is no memory.
+    pub(super) fn new(bytes: usize) -> Option<Self> {
         let align = if bytes >= 4 * HUGE { HUGE } else { 64 };
-        let layout = Layout::from_size_align(bytes.max(1), align).expect("a size that fits memory");
+        let layout = Layout::from_size_align(bytes.max(1), align).ok()?;
         // SAFETY: the size is not zero.
-        let Some(data) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
+        let data = NonNull::new(unsafe { alloc(layout) })?;
         #[cfg(target_os = "linux")]
         if align == HUGE {
             // SAFETY: only advises on memory that is ours. Without it the page walks cost a tenth of the bandwidth.
             unsafe { libc::madvise(data.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        Self { data, layout }
+        Some(Self { data, layout })
     }
 
     pub(super) fn as_ptr(&self) -> *const u8 {

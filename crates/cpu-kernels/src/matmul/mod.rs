@@ -8,8 +8,9 @@
 //!    [`finish`](PackedMatrixBuilder::finish) gives a [`PackedMatrix`], good for every level and every number of rows.
 //! 2. **Pack the activations** of a step: [`ActivationLayout::new`] says how many bytes they need,
 //!    [`ActivationLayout::pack_rows`] fills them (row ranges may go to different threads). Which kind? [`ActivationKind::Q8`]
-//!    is the fast path where [`PackedMatrix::accepts`] it (all quantized formats with a packed form); `F32` is exact, and
-//!    every matrix accepts it.
+//!    is the fast path where [`PackedMatrix::accepts`] it (all quantized formats with a packed form),
+//!    [`ActivationKind::I16`] for 16-bit floats; `F32` is exact, and every matrix accepts it. See
+//!    [`PackedMatrix::fastest_kind`].
 //! 3. **Multiply**: [`PackedMatrix::matmul`] is single-threaded and computes any range of groups × any range of rows; the
 //!    caller's threads take disjoint group ranges (good for decode and prefill alike) and each writes its own columns.
 //!    [`Output`] says where to, and adds a bias or accumulates into what is there.
@@ -42,6 +43,7 @@ mod activations;
 mod buffer;
 mod float;
 mod formats;
+mod int16;
 mod int8;
 mod output;
 mod pack;
@@ -56,6 +58,7 @@ pub use activations::{ActivationKind, ActivationLayout, ActivationView, Activati
 pub use output::Output;
 
 use crate::simd::Level;
+use activations::Form;
 use buffer::Buffer;
 use formats::{GROUP, Packing, with_packing};
 
@@ -90,6 +93,12 @@ pub enum PackError {
         expected: usize,
         /// Bytes handed in.
         found: usize,
+    },
+    /// There is no memory for the packed weights.
+    #[error("no memory for {bytes} bytes of weights")]
+    NoMemory {
+        /// Bytes asked for.
+        bytes: usize,
     },
     /// A group was packed twice, or does not exist.
     #[error("group {0} was packed before or does not exist")]
@@ -127,7 +136,8 @@ impl PackedMatrixBuilder {
     /// Room for `n` outputs of `k` weights each.
     ///
     /// # Errors
-    /// For a type that no kernel computes with, and for a shape that is no whole number of blocks or too large.
+    /// For a type that no kernel computes with, for a shape that is no whole number of blocks or too large, and when there
+    /// is no memory.
     pub fn new(dtype: DType, n: usize, k: usize) -> Result<Self, PackError> {
         let shape = PackError::Shape { dtype, n, k };
         let row_bytes = dtype.row_bytes(k).ok_or(shape.clone())?;
@@ -142,9 +152,10 @@ impl PackedMatrixBuilder {
         let groups = n.div_ceil(GROUP);
         let bytes = group_bytes.and_then(|b| b.checked_mul(groups)).filter(|b| *b <= isize::MAX as usize / 2);
         let (Some(group_bytes), Some(bytes)) = (group_bytes, bytes) else { return Err(shape) };
+        let data = Buffer::new(bytes).ok_or(PackError::NoMemory { bytes })?;
         let zeros = if n.is_multiple_of(GROUP) { 0 } else { row_bytes };
         Ok(Self {
-            matrix: PackedMatrix { dtype, n, k, group_bytes, data: Buffer::new(bytes) },
+            matrix: PackedMatrix { dtype, n, k, group_bytes, data },
             row_bytes,
             claimed: (0..groups).map(|_| AtomicBool::new(false)).collect(),
             zeros: vec![0; zeros].into(),
@@ -267,13 +278,21 @@ impl PackedMatrix {
     }
 
     /// Whether [`matmul`](Self::matmul) takes activations of this kind: `F32` always, `Q8` for quantized weights that
-    /// have a packed layout.
+    /// have a packed layout, `I16` for F16 and BF16 weights.
     #[must_use]
     pub fn accepts(&self, kind: ActivationKind) -> bool {
         match kind {
             ActivationKind::F32 => true,
+            ActivationKind::I16 => matches!(self.dtype, DType::F16 | DType::BF16),
             ActivationKind::Q8 => with_packing!(self.dtype, P => P::BLOCKS > 0, _ => false),
         }
+    }
+
+    /// The fastest kind of activations that the matrix accepts.
+    #[must_use]
+    pub fn fastest_kind(&self) -> ActivationKind {
+        let kinds = [ActivationKind::Q8, ActivationKind::I16];
+        kinds.into_iter().find(|kind| self.accepts(*kind)).unwrap_or(ActivationKind::F32)
     }
 
     /// Computes outputs `16 groups.start .. 16 groups.end` (less what lies beyond `n`) of `rows`.
@@ -309,12 +328,32 @@ impl PackedMatrix {
                 level.run(float::Float { source: $source, weights, group_bytes, n, k, groups, activations, rows, out })
             };
         }
-        match layout.kind() {
-            ActivationKind::Q8 => with_packing!(self.dtype,
+        macro_rules! int16 {
+            ($source:ty) => {
+                level.run(int16::Int16::<$source> {
+                    weights,
+                    group_bytes,
+                    n,
+                    k,
+                    groups,
+                    activations,
+                    rows,
+                    out,
+                    source: PhantomData,
+                })
+            };
+        }
+        match layout.form() {
+            Form::I16 => match self.dtype {
+                DType::F16 => int16!(float::PlainF16),
+                DType::BF16 => int16!(float::PlainBF16),
+                _ => {}
+            },
+            Form::Q8 => with_packing!(self.dtype,
                 P => level.run(int8::Int8::<P> { weights, group_bytes, n, groups, activations, rows, out, packing: PhantomData }),
                 _ => {}
             ),
-            ActivationKind::F32 => with_packing!(self.dtype,
+            Form::F32 => with_packing!(self.dtype,
                 P => float!(float::Packed::<P>(PhantomData)),
                 _ => match self.dtype {
                     DType::F32 => float!(float::PlainF32),

@@ -254,7 +254,9 @@ macro_rules! with_block_minima {
                 }
                 transpose_bytes(&factors, &mut out[Self::SCALES..Self::SCALES + 256]);
                 // SAFETY: 128 bytes of nibbles per row.
-                unsafe { interleave(&nibbles.each_ref().map(|n| n.as_ptr()), 0, 8, &mut out[Self::LOW..Self::LOW + 2048]) };
+                unsafe {
+                    interleave(&nibbles.each_ref().map(|n| n.as_ptr()), 0, 8, &mut out[Self::LOW..Self::LOW + 2048])
+                };
                 if Self::BITS == 5 {
                     // In the file, bit b of byte l belongs to weight l of block b; word j of a row becomes that of block j.
                     let high = &mut out[Self::HIGH..Self::HIGH + 512];

@@ -115,13 +115,13 @@ fn decode_rows(dtype: DType, n: usize, k: usize, rows: &[u8]) -> Vec<f64> {
     (0..n * k).map(at).collect()
 }
 
-/// What 8-bit blocks make of activations.
-fn through_q8(x: &[f32], k: usize) -> Vec<f64> {
+/// What blocks of integers up to `limit` make of activations.
+fn through_integers(x: &[f32], k: usize, limit: f32) -> Vec<f64> {
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks_exact(k) {
         for block in row.chunks(32) {
             let top = block.iter().fold(0.0f32, |top, v| top.max(v.abs()));
-            let (scale, inverse) = if top == 0.0 { (0.0, 0.0) } else { (top / 127.0, 127.0 / top) };
+            let (scale, inverse) = if top == 0.0 { (0.0, 0.0) } else { (top / limit, limit / top) };
             out.extend(block.iter().map(|v| f64::from((v * inverse).round_ties_even()) * f64::from(scale)));
         }
     }
@@ -167,14 +167,15 @@ fn check(dtype: DType, kind: ActivationKind, n: usize, k: usize, rows: &[usize])
     for &rows in rows {
         let x: Vec<f32> = (0..rows * k).map(|_| random.unit() * 3.0).collect();
         let seen = match kind {
-            ActivationKind::Q8 => through_q8(&x, k),
-            ActivationKind::F32 => x.iter().map(|v| f64::from(*v)).collect(),
+            ActivationKind::Q8 => through_integers(&x, k, 127.0),
+            ActivationKind::I16 | ActivationKind::F32 => x.iter().map(|v| f64::from(*v)).collect(),
         };
         let expected = product(&decoded, &seen, n, k);
         for level in Level::available() {
             let y = run(level, &w, kind, rows, &x);
             let error = nmse(&y, &expected);
-            assert!(error <= 1e-8, "{dtype} x {kind:?} on {level}, n {n}, k {k}, {rows} rows: NMSE {error:e}");
+            let limit = if kind == ActivationKind::I16 { 4e-8 } else { 1e-8 };
+            assert!(error <= limit, "{dtype} x {kind:?} on {level}, n {n}, k {k}, {rows} rows: NMSE {error:e}");
         }
     }
 }
@@ -211,6 +212,27 @@ fn float_weights_are_computed_with_as_they_are() {
             for k in [1, 5, 64, 519, 1025] {
                 check(dtype, ActivationKind::F32, n, k, &ROWS);
             }
+        }
+    }
+}
+
+#[test]
+fn integer_products_of_16_bit_floats_are_as_good_as_f32() {
+    for dtype in [DType::F16, DType::BF16] {
+        for n in [7, 47] {
+            for k in [1, 33, 64, 1025] {
+                check(dtype, ActivationKind::I16, n, k, &[1, 5, 16, 21, 30]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_most_bytes_that_activations_need_suffice_for_fewer_rows() {
+    for kind in [ActivationKind::Q8, ActivationKind::I16, ActivationKind::F32] {
+        for most in 1..40 {
+            let enough = ActivationLayout::max_bytes(kind, most, 96);
+            assert!((0..=most).all(|rows| ActivationLayout::new(kind, rows, 96).bytes() <= enough), "{kind:?}, {most}");
         }
     }
 }
@@ -254,17 +276,17 @@ fn parts_of_rows_and_groups_land_where_they_belong() {
 
 #[test]
 fn activations_packed_in_parts_equal_those_packed_at_once() {
-    let (rows, k) = (10, 72);
+    let (rows, k) = (18, 72);
     let mut random = Random::new(3);
     let x: Vec<f32> = (0..rows * k).map(|_| random.unit()).collect();
-    for kind in [ActivationKind::Q8, ActivationKind::F32] {
+    for kind in [ActivationKind::Q8, ActivationKind::I16, ActivationKind::F32] {
         let layout = ActivationLayout::new(kind, rows, k);
         let mut expected = vec![0xaau8; layout.bytes()];
         // SAFETY (both): the buffers are as long as the layout says.
         unsafe { layout.pack_rows(Level::SCALAR, expected.as_mut_ptr(), 0..rows, x.as_ptr(), k) };
         for level in Level::available() {
             let mut parts = vec![0x55u8; layout.bytes()];
-            for range in [8..10, 0..3, 3..8] {
+            for range in [8..18, 0..3, 3..8] {
                 let at = x[range.start * k..].as_ptr();
                 // SAFETY: as above.
                 unsafe { layout.pack_rows(level, parts.as_mut_ptr(), range, at, k) };

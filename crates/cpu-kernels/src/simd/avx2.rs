@@ -112,6 +112,11 @@ impl Simd for Avx2 {
         fn i_broadcast(p: *const u8) -> I = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
         fn i_load_u8(p: *const u8) -> I = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
         fn i_load_i8(p: *const u8) -> I = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+        fn i_store_i16(p: *mut u8, v: I) = {
+            let w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storeu_si128(p.cast(), w);
+        };
+        fn i_store(p: *mut u8, v: I) = _mm256_storeu_si256(p.cast(), v);
         fn i_store_i8(p: *mut u8, v: I) = {
             let w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(w, w));
@@ -146,6 +151,16 @@ impl Simd for Avx2 {
                     _mm256_add_epi32(lo, _mm256_add_epi32(signed(2), signed(3)))
                 };
                 *acc = _mm256_add_epi32(*acc, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs<const NC: usize>(self, acc: &mut [I; NC], w: I, a: [*const u8; NC]) {
+        for (acc, a) in acc.iter_mut().zip(a) {
+            unsafe {
+                let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, a));
             }
         }
     }

@@ -90,6 +90,8 @@ impl Simd for Avx512 {
         fn i_broadcast(p: *const u8) -> I = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
         fn i_load_u8(p: *const u8) -> I = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
         fn i_load_i8(p: *const u8) -> I = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
+        fn i_store_i16(p: *mut u8, v: I) = _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(v));
+        fn i_store(p: *mut u8, v: I) = _mm512_storeu_si512(p.cast(), v);
         fn i_store_i8(p: *mut u8, v: I) = _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
     }
 
@@ -110,5 +112,15 @@ impl Simd for Avx512 {
         quad!(1);
         quad!(2);
         quad!(3);
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs<const NC: usize>(self, acc: &mut [I; NC], w: I, a: [*const u8; NC]) {
+        for c in 0..NC {
+            unsafe {
+                let a = _mm512_set1_epi32(a[c].cast::<i32>().read_unaligned());
+                acc[c] = _mm512_dpwssd_epi32(acc[c], w, a);
+            }
+        }
     }
 }

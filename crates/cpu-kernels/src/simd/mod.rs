@@ -304,6 +304,16 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` is writable for `LANES` bytes.
     unsafe fn i_store_i8(self, p: *mut u8, v: Self::I);
+    /// Stores the low two bytes of each lane, whose value must fit an i16.
+    ///
+    /// # Safety
+    /// `p` is writable for `2 × LANES` bytes.
+    unsafe fn i_store_i16(self, p: *mut u8, v: Self::I);
+    /// Stores `4 × LANES` bytes.
+    ///
+    /// # Safety
+    /// `p` is writable for `4 × LANES` bytes.
+    unsafe fn i_store(self, p: *mut u8, v: Self::I);
     /// Asks for the cache line at `p`, which need not be a valid address.
     fn prefetch(self, p: *const u8);
 
@@ -321,6 +331,13 @@ pub trait Simd: Copy {
         w: [Self::I; 4],
         a: [*const u8; NC],
     );
+
+    /// Dot products of two 16-bit weights per lane with two 16-bit activations per column, wrapping at 32 bits:
+    /// `acc[c][lane] += w[2 lane] · a[c][0] + w[2 lane + 1] · a[c][1]`.
+    ///
+    /// # Safety
+    /// Each `a[c]` is readable for 4 bytes.
+    unsafe fn dot_pairs<const NC: usize>(self, acc: &mut [Self::I; NC], w: Self::I, a: [*const u8; NC]);
 }
 
 #[cfg(test)]

@@ -190,6 +190,16 @@ impl Simd for Scalar {
         unsafe { p.cast::<[u8; 4]>().write_unaligned(v.map(|v| v.to_le_bytes()[0])) }
     }
     #[inline(always)]
+    unsafe fn i_store_i16(self, p: *mut u8, v: I) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[i16; 4]>().write_unaligned(v.map(|v| v as i16)) }
+    }
+    #[inline(always)]
+    unsafe fn i_store(self, p: *mut u8, v: I) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[[u8; 4]; 4]>().write_unaligned(v.map(i32::to_le_bytes)) }
+    }
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
@@ -204,6 +214,19 @@ impl Simd for Scalar {
                         *acc += w * i32::from(a);
                     }
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs<const NC: usize>(self, acc: &mut [I; NC], w: I, a: [*const u8; NC]) {
+        for (acc, a) in acc.iter_mut().zip(a) {
+            // SAFETY: the caller's.
+            let a = unsafe { a.cast::<[i16; 2]>().read_unaligned() };
+            for (acc, w) in acc.iter_mut().zip(w) {
+                // The first of a pair is the low half, as in memory.
+                let product = (w << 16 >> 16) * i32::from(a[0]);
+                *acc = acc.wrapping_add(product).wrapping_add((w >> 16) * i32::from(a[1]));
             }
         }
     }

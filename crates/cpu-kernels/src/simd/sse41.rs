@@ -123,6 +123,8 @@ impl Simd for Sse41 {
         fn i_broadcast(p: *const u8) -> I = _mm_set1_epi32(p.cast::<i32>().read_unaligned());
         fn i_load_u8(p: *const u8) -> I = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()));
         fn i_load_i8(p: *const u8) -> I = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()));
+        fn i_store_i16(p: *mut u8, v: I) = _mm_storel_epi64(p.cast(), _mm_packs_epi32(v, v));
+        fn i_store(p: *mut u8, v: I) = _mm_storeu_si128(p.cast(), v);
         fn i_store_i8(p: *mut u8, v: I) = {
             let w = _mm_packs_epi32(v, v);
             p.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_packs_epi16(w, w)));
@@ -155,6 +157,16 @@ impl Simd for Sse41 {
                     _mm_add_epi32(lo, _mm_add_epi32(signed(2), signed(3)))
                 };
                 *acc = _mm_add_epi32(*acc, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs<const NC: usize>(self, acc: &mut [I; NC], w: I, a: [*const u8; NC]) {
+        for (acc, a) in acc.iter_mut().zip(a) {
+            unsafe {
+                let a = _mm_set1_epi32(a.cast::<i32>().read_unaligned());
+                *acc = _mm_add_epi32(*acc, _mm_madd_epi16(w, a));
             }
         }
     }

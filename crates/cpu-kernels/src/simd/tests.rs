@@ -62,13 +62,18 @@ impl Kernel for Probe {
             }
             put_i(s.i_round(s.f_from_i(n)));
             put_i(s.f_to_bits(s.f_from_bits(w)));
-            let mut small = [0u8; 16];
+            let (mut small, mut wide) = ([0u8; 16], [0i16; 16]);
             // SAFETY: 4 readable and 16 writable bytes.
             unsafe {
                 put_i(s.i_broadcast(bytes.as_ptr().add(5)));
                 s.i_store_i8(small.as_mut_ptr(), n);
+                s.i_store_i16(wide.as_mut_ptr().cast(), s.i_sub(s.i_add(n, n), u));
+                let mut words = [0i32; 16];
+                s.i_store(words.as_mut_ptr().cast(), w);
+                put_i(s.i_load(words.as_ptr().cast()));
             }
             i.extend(small[..S::LANES].iter().map(|b| i32::from(*b)));
+            i.extend(wide[..S::LANES].iter().map(|b| i32::from(*b)));
         }
         f.extend([sum, max]);
         i.extend([isum, imax]);

@@ -1,0 +1,48 @@
+//! The backends under test.
+
+use std::sync::LazyLock;
+
+use core_tensor::{Backend, BlockFormat, DType};
+use cpu_kernels::matmul::{ActivationKind, PackedMatrix};
+use cpu_kernels::simd::Level;
+use cpu_kernels::{CpuBackend, CpuOptions};
+
+/// A backend, and what to expect of it.
+pub(crate) struct Candidate {
+    pub(crate) backend: Box<dyn Backend>,
+    /// Whether it multiplies weights of a format with activations rounded to 8 bits.
+    pub(crate) rounds_activations: fn(BlockFormat) -> bool,
+}
+
+/// Every backend in every mode: on the CPU each instruction-set level of the machine × 1, 2 and 3 threads × both kinds of activations.
+pub(crate) fn candidates() -> &'static [Candidate] {
+    static ALL: LazyLock<Vec<Candidate>> = LazyLock::new(|| {
+        let mut all = Vec::new();
+        for level in Level::available() {
+            for threads in [1, 2, 3] {
+                for activations in [ActivationKind::F32, ActivationKind::Q8] {
+                    let options =
+                        CpuOptions::default().with_level(level).with_threads(threads).with_activations(activations);
+                    let rounds_activations = match activations {
+                        ActivationKind::F32 | ActivationKind::I16 => |_| false,
+                        ActivationKind::Q8 => cpu_rounds_activations,
+                    };
+                    all.push(Candidate { backend: Box::new(CpuBackend::new(options)), rounds_activations });
+                }
+            }
+        }
+        all
+    });
+    &ALL
+}
+
+/// The candidates that differ in how they schedule, not in how they compute: the best level on 1, 2 and 3 threads.
+pub(crate) fn schedulers() -> impl Iterator<Item = &'static Candidate> {
+    let per_level = 6;
+    candidates().iter().skip(candidates().len() - per_level)
+}
+
+fn cpu_rounds_activations(format: BlockFormat) -> bool {
+    PackedMatrix::pack(DType::Block(format), 0, format.block_len(), &[])
+        .is_ok_and(|matrix| matrix.accepts(ActivationKind::Q8))
+}

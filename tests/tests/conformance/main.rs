@@ -1,0 +1,21 @@
+//! Conformance: every operator on every backend, compared with the reference interpreter.
+//!
+//! One file per op family, as in every crate. A new backend is one more entry in [`backends::candidates`].
+
+mod attention;
+mod backends;
+mod compare;
+mod custom;
+mod decoder;
+mod elementwise;
+mod errors;
+mod fusion;
+mod gather;
+mod matmul;
+mod norm;
+mod random;
+mod random_graph;
+mod reduce;
+mod rope;
+mod shape;
+mod state;

@@ -1,0 +1,63 @@
+//! Reductions along the last extent.
+
+use core_tensor::op::{ArgMax, Op, Reduce, ReduceKind, Softmax};
+use core_tensor::{Bindings, DType, Dim, Graph, Tensor};
+use proptest::prelude::*;
+
+use crate::compare::Case;
+use crate::random::Random;
+
+fn all(n: usize, rows: &[usize], seed: u64) -> Case {
+    let mut random = Random::new(seed);
+    let mut graph = Graph::new("reductions");
+    let x = graph.input("x", DType::F32, &[Dim::sym("rows"), n.into()]);
+    let kinds = [ReduceKind::Sum, ReduceKind::Mean, ReduceKind::Max].map(|kind| Op::Reduce(Reduce { kind }));
+    for op in [Op::Softmax(Softmax), Op::ArgMax(ArgMax)].into_iter().chain(kinds) {
+        let y = graph.add("y", op, &[x]).expect("a reduction");
+        graph.output(y);
+    }
+    let steps = rows.iter().map(|rows| vec![random.scaled_f32(&[*rows, n], 5.0)]).collect();
+    Case::new(graph, Bindings::new().with("rows", rows.iter().copied().max().unwrap_or(1)), steps)
+}
+
+#[test]
+fn reductions_agree_at_odd_sizes() {
+    for n in [1, 2, 7, 16, 17, 31, 64, 1000] {
+        all(n, &[1, 3, 8, 2], n as u64).check();
+    }
+}
+
+#[test]
+fn the_first_of_equals_is_the_largest() {
+    let mut case = all(20, &[2], 1);
+    case.steps =
+        vec![vec![Tensor::from_slice(&[2, 20], &[[-1.5f32; 20], [3.0; 20]].concat()).expect("a small tensor")]];
+    case.check();
+}
+
+#[test]
+fn a_softmax_over_masked_elements_agrees() {
+    let mut case = all(20, &[1], 1);
+    let row: Vec<f32> = (0..20).map(|i| if i % 3 == 0 { -1e30 } else { i as f32 * 0.1 }).collect();
+    case.steps = vec![vec![Tensor::from_slice(&[1, 20], &row).expect("a small tensor")]];
+    case.check();
+}
+
+#[test]
+fn scalars_per_vector_agree() {
+    let mut random = Random::new(3);
+    let mut graph = Graph::new("vector");
+    let x = graph.input("x", DType::F32, &[5.into()]);
+    let y = graph.add("y", Op::ArgMax(ArgMax), &[x]).expect("a reduction");
+    graph.output(y);
+    Case::new(graph, Bindings::new(), vec![vec![random.f32(&[5])]]).exact().check();
+}
+
+proptest! {
+    #![proptest_config(crate::random::proptest_config(10))]
+
+    #[test]
+    fn reductions_of_any_size_agree(n in 1usize..200, rows in prop::collection::vec(1usize..9, 1..3), seed: u64) {
+        all(n, &rows, seed).check();
+    }
+}
