@@ -2,12 +2,14 @@
 
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use clap::Args;
 use models::llama::{Chat, ChatOptions, FinishReason, GenerateOptions};
 use rustyline::error::ReadlineError;
 
 use crate::failure::Failure;
+use crate::generate::read_text;
 use crate::interrupt::Interrupt;
 use crate::model::{self, Compute, ModelFile};
 use crate::output;
@@ -40,6 +42,9 @@ pub(crate) struct Arguments {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
+    /// Chat template (Jinja) to use instead of the model's
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     #[command(flatten)]
     generating: Generating,
     #[command(flatten)]
@@ -49,9 +54,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
     let mut options = arguments.generating.options(&interrupt)?;
+    let template = arguments.chat_template.as_deref().map(read_text).transpose()?;
     let model = model::open(&arguments.file, &arguments.compute, arguments.generating.context, &interrupt)?;
     options.context_full = arguments.generating.context_full(&model);
-    let mut chat = model.chat(ChatOptions { system: arguments.system.clone(), template: None })?;
+    let mut chat = model.chat(ChatOptions { system: arguments.system.clone(), template })?;
 
     let mut input = Input::open()?;
     if input.is_terminal() {

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use models::chat_template::ChatTemplateError;
 use polaris_runtime::RuntimeError;
 
 use crate::output::bytes;
@@ -49,6 +50,9 @@ impl From<models::Error> for Failure {
     fn from(error: models::Error) -> Failure {
         match &error {
             models::Error::Cancelled => Failure::Interrupted,
+            models::Error::ChatTemplate(ChatTemplateError::Missing) => {
+                Failure::Runtime(format!("{error}: give one with --chat-template, or use generate without --chat"))
+            }
             models::Error::Runtime(runtime) if runtime.is_cancelled() => Failure::Interrupted,
             models::Error::Runtime(runtime) => Failure::Runtime(no_memory(runtime).unwrap_or(with_sources(&error))),
             _ => Failure::Runtime(with_sources(&error)),

@@ -46,6 +46,9 @@ pub(crate) struct Arguments {
     /// What the model is told before the user's message
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
+    /// Chat template (Jinja) to use instead of the model's
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    chat_template: Option<PathBuf>,
     /// Print one JSON object: prompt_tokens, tokens, text, timings, stop_reason
     #[arg(long)]
     json: bool,
@@ -119,7 +122,8 @@ impl Arguments {
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, Failure> {
         if self.chat {
-            let mut chat = model.chat(ChatOptions { system: self.system.clone(), template: None })?;
+            let template = self.chat_template.as_deref().map(read_text).transpose()?;
+            let mut chat = model.chat(ChatOptions { system: self.system.clone(), template })?;
             return Ok(chat.send(prompt, options, on_piece)?);
         }
         Ok(model.generate(prompt, options, on_piece)?)

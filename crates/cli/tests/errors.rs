@@ -105,13 +105,26 @@ fn a_prompt_that_cannot_be_read_is_told() {
 }
 
 #[test]
+fn a_model_without_a_chat_template_is_given_one() {
+    let folder = Folder::new();
+    let model = folder.write_model("llama", None);
+    polaris_with_input(&["chat", "-m", &model], "a\n").failed(1, &["no chat template", "--chat-template"]);
+    let broken = folder.file("broken.jinja", b"{% for");
+    polaris_with_input(&["chat", "-m", &model, "--chat-template", &broken], "a\n").failed(1, &["template", "line 1"]);
+    let template = folder.file("template.jinja", b"{{ messages[0].content }}");
+    polaris_with_input(&["chat", "-m", &model, "--chat-template", &template, "-n", "2"], "a\n").succeeded();
+    let asked = ["generate", "-m", &model, "--chat", "--chat-template", &template, "-p", "a", "-n", "2"];
+    polaris(&asked).succeeded();
+}
+
+#[test]
 fn what_does_not_fit_is_told_with_numbers() {
     let folder = Folder::new();
     let model = folder.tiny_model();
     let long = "x".repeat(300);
     polaris(&["generate", "-m", &model, "-p", &long]).failed(1, &["tokens", "256"]);
     polaris_with_input(&["chat", "-m", &model], &format!("{long}\n")).failed(1, &["tokens", "256"]);
-    polaris(&["generate", "-m", &model, "-p", "x", "--context", "4000000000"]).failed(1, &["memory", "--context"]);
+    polaris(&["generate", "-m", &model, "-p", "x", "--context", "2000000000"]).failed(1, &["memory", "--context"]);
     let text = folder.file("short.txt", b"short");
     polaris(&["perplexity", "-m", &model, "-f", &text]).failed(1, &["tokens"]);
 }
