@@ -182,7 +182,7 @@ impl Task<'_> {
 #[inline(always)]
 unsafe fn load_row<S: Simd>(s: S, dtype: DType, row: *const u8, out: *mut f32, n: usize) {
     let whole = n / S::LANES * S::LANES;
-    // SAFETY (the whole block): every access is below n, or below padded(n) for the padding, says the caller.
+    // SAFETY: every access is below n, or below padded(n) for the padding, says the caller.
     unsafe {
         match dtype {
             DType::F16 => {
@@ -251,7 +251,7 @@ unsafe fn rows<S: Simd>(s: S, task: &Task<'_>, start: usize, end: usize) {
     let mut sum = [0.0f32; LANES];
     let last = task.position(start);
     let first = task.op.first_position(last);
-    // SAFETY (the whole block): offsets stay inside the scratch areas laid out above; query and result rows are inside their values.
+    // SAFETY: offsets stay inside the scratch areas laid out above; query and result rows are inside their values.
     unsafe {
         for i in 0..queries {
             load_row(s, DType::F32, task.query_ptr(start + i).cast(), q.add(i * k_dim), task.k.head_dim);
@@ -394,7 +394,7 @@ unsafe fn tile<S: Simd>(s: S, task: &Task<'_>) {
     let mut max = [s.f_splat(LOWEST); 2];
     let mut sum = [s.f_splat(0.0); 2];
     let scale = s.f_splat(task.op.scale);
-    // SAFETY (the whole block): offsets stay inside the scratch areas laid out above.
+    // SAFETY: offsets stay inside the scratch areas laid out above.
     unsafe {
         for i in 0..lanes {
             let source = task.query_ptr(task.unit.start + i.min(queries - 1));

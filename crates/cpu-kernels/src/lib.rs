@@ -28,6 +28,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// Kernels walk several arrays by one lane index, the vectors of a block side by side.
+#![allow(clippy::needless_range_loop)]
+
 mod attention;
 mod backend;
 mod compile;

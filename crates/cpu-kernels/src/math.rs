@@ -10,8 +10,8 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let x = s.f_min(s.f_max(x, s.f_splat(-87.3)), s.f_splat(88.7));
     let n = s.i_round(s.f_mul(x, s.f_splat(std::f32::consts::LOG2_E)));
     let nf = s.f_from_i(n);
-    // ln 2 in two parts, the first exact in its product with n.
-    let r = s.f_fma(nf, s.f_splat(-0.693_359_375), x);
+    // ln 2 in two parts, the first (355/512) exact in its product with n.
+    let r = s.f_fma(nf, s.f_splat(-355.0 / 512.0), x);
     let r = s.f_fma(nf, s.f_splat(2.121_944_4e-4), r);
     let mut p = s.f_splat(1.0 / 720.0);
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {

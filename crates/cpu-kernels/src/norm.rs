@@ -20,7 +20,7 @@ impl Kernel for RmsRow {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY (all accesses): x, w and y hold n elements, says who made the kernel.
+        // SAFETY: x, w and y hold n elements, says who made the kernel.
         let squares = unsafe { dot(s, self.x, self.x, self.n) };
         let scale = s.f_splat(1.0 / (squares / self.n as f32 + self.epsilon).sqrt());
         let mut i = 0;

@@ -116,6 +116,9 @@ impl Scheduled {
     }
 }
 
+/// The shape of every value.
+type Extents = Vec<Vec<usize>>;
+
 pub(crate) struct CpuProgram {
     pub(crate) graph: Arc<Graph>,
     pub(crate) weights: Arc<CpuWeightsHandle>,
@@ -133,7 +136,7 @@ pub(crate) struct CpuProgram {
     /// Inputs that hold positions and slots of state rows.
     pub(crate) row_inputs: Vec<RowInputs>,
     /// Extents of the last run: decode steps have the same every time.
-    pub(crate) extents: Mutex<Option<(Bindings, Arc<Vec<Vec<usize>>>)>>,
+    pub(crate) extents: Mutex<Option<(Bindings, Arc<Extents>)>>,
 }
 
 /// Keeps weights alive whose concrete type the program looked up once.
@@ -250,7 +253,7 @@ impl CpuProgram {
     }
 
     /// All values' extents under these bindings.
-    fn shapes(&self, bindings: &Bindings) -> Result<Arc<Vec<Vec<usize>>>, BackendError> {
+    fn shapes(&self, bindings: &Bindings) -> Result<Arc<Extents>, BackendError> {
         let mut cached = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, shapes)) = &*cached
             && of == bindings

@@ -62,7 +62,7 @@ impl Kernel for SoftmaxRow {
     fn run<S: Simd>(self, s: S) {
         let max = (ReduceRow { kind: ReduceKind::Max, x: self.x, n: self.n }).run(s);
         let mut sum = 0.0;
-        // SAFETY (both loops): i + m is at most n, which x and y hold.
+        // SAFETY: i + m is at most n, which x and y hold.
         unsafe {
             let mut i = 0;
             while i < self.n {

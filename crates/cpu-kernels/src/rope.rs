@@ -94,7 +94,7 @@ impl Kernel for Rotate {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (cos, sin) = (self.table, self.table.wrapping_add(self.dims));
-        // SAFETY (the whole block): x and y hold head_dim elements (and may be the same), the table 2 * dims, and dims <= head_dim.
+        // SAFETY: x and y hold head_dim elements (and may be the same), the table 2 * dims, and dims <= head_dim.
         unsafe {
             if self.interleaved {
                 // The swap of neighbours has no vector form here; the loop is short and the compiler's.

@@ -30,7 +30,7 @@ impl Step for Move {
     }
 
     fn run(&self, cx: &RunContext<'_>) {
-        // SAFETY (all copies): source and target runs are inside their values, which are different ones, and each thread writes its own share
+        // SAFETY: source and target runs are inside their values, which are different ones, and each thread writes its own share
         // of the output.
         let copy = |from: *const u8, to: *mut u8, bytes| unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
         match self {

@@ -54,7 +54,7 @@ impl Kernel for Store {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let _ = s;
-        // SAFETY (the whole block): x holds n elements, out the bytes that n elements of the dtype take.
+        // SAFETY: x holds n elements, out the bytes that n elements of the dtype take.
         unsafe {
             match self.dtype {
                 DType::F16 => {

@@ -242,7 +242,9 @@ mod tests {
     fn shares_cover_all_units_once() {
         let pool = ThreadPool::new(3);
         let units: Vec<AtomicUsize> = (0..17).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(&|worker| worker.share(17).for_each(|unit| drop(units[unit].fetch_add(1, Ordering::Relaxed))));
+        pool.run(&|worker| {
+            worker.share(17).for_each(|unit| assert_eq!(units[unit].fetch_add(1, Ordering::Relaxed), 0))
+        });
         assert!(units.iter().all(|unit| unit.load(Ordering::Relaxed) == 1));
     }
 }

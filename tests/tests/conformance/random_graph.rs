@@ -104,7 +104,7 @@ impl Builder {
             0..=3 => {
                 // Products, most often of one norm or of the newest value, so that they share activations.
                 let dtypes = [DType::F32, DType::F16, DType::Block(BlockFormat::Q4_0), DType::Block(BlockFormat::Q8_0)];
-                let dtype = dtypes[usize::from(c) % if self.blocks && k % 32 == 0 { 4 } else { 2 }];
+                let dtype = dtypes[usize::from(c) % if self.blocks && k.is_multiple_of(32) { 4 } else { 2 }];
                 let w = self.weight(dtype, &[WIDTHS[usize::from(b) % 2], k]);
                 let y = self.add(Op::MatMul(MatMul { transpose_b: true }), &[x, w])?;
                 match b / 2 % 4 {

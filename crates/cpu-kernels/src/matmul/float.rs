@@ -197,9 +197,10 @@ impl<P: PanelSource> Kernel for Float<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let few = self.activations.layout().tile_rows() == 1;
-        // SAFETY (all): `matmul` checked the shapes.
+        // SAFETY: `matmul` checked the shapes.
         if few && P::PLAIN_BYTES > 0 {
             for group in self.groups.clone() {
+                // SAFETY: as above.
                 unsafe {
                     match self.rows.len() {
                         0 => {}
@@ -218,6 +219,7 @@ impl<P: PanelSource> Kernel for Float<'_, P> {
             let mut start = 0;
             loop {
                 let k = start..(start + PANEL_K).min(self.k);
+                // SAFETY: as above.
                 unsafe { self.panel(s, groups.clone(), k.clone(), &mut panel) };
                 start = k.end;
                 if start >= self.k {

@@ -282,7 +282,7 @@ fn activations_packed_in_parts_equal_those_packed_at_once() {
     for kind in [ActivationKind::Q8, ActivationKind::I16, ActivationKind::F32] {
         let layout = ActivationLayout::new(kind, rows, k);
         let mut expected = vec![0xaau8; layout.bytes()];
-        // SAFETY (both): the buffers are as long as the layout says.
+        // SAFETY: the buffers are as long as the layout says.
         unsafe { layout.pack_rows(Level::SCALAR, expected.as_mut_ptr(), 0..rows, x.as_ptr(), k) };
         for level in Level::available() {
             let mut parts = vec![0x55u8; layout.bytes()];

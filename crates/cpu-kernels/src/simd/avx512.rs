@@ -18,7 +18,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 type F = __m512;
 type I = __m512i;
 
-// SAFETY (both macros): a token exists only inside `run`, whose caller vouches for the instructions; what follows
+// SAFETY: a token exists only inside `run`, whose caller vouches for the instructions; what follows
 // pointers hands on the conditions of the trait's method.
 macro_rules! safe {
     ($(fn $name:ident($($a:ident: $t:ty),*) -> $r:ty = $e:expr;)*) => {

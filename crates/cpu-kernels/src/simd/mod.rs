@@ -143,7 +143,7 @@ impl Level {
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Isa::Scalar => kernel.run(scalar::Scalar),
-            // SAFETY (all three): a `Level` is only made for instruction sets that the processor reports.
+            // SAFETY: a `Level` is only made for instruction sets that the processor reports.
             #[cfg(target_arch = "x86_64")]
             Isa::Sse41 => unsafe { sse41::run(kernel) },
             #[cfg(target_arch = "x86_64")]
