@@ -199,7 +199,7 @@ fn a_step_that_fails_leaves_the_sequences_as_they_were() {
     let mut sequences = model.sequences(2).unwrap();
     let row = |slot, token| Row { slot, token, logits: false };
     sequences.step(&[row(0, 1), row(0, 2)]).unwrap();
-    assert!(sequences.step(&vec![row(0, 3); 7]).is_err());
+    assert!(sequences.step(&[row(0, 3); 7]).is_err());
     assert!(sequences.step(&[row(0, 3), row(2, 3)]).is_err());
     assert!(sequences.step(&[row(0, 3), row(1, 300)]).is_err());
     assert_eq!((sequences.len(0), sequences.len(1)), (Ok(2), Ok(0)));

@@ -58,7 +58,7 @@ fn case(shape: Shape, schedule: Schedule, seed: u64) -> Case {
     let q = graph.input("q", DType::F32, &[rows.clone(), heads.into(), shape.k_dim.into()]);
     let k = graph.input("k", DType::F32, &[rows.clone(), shape.kv_heads.into(), shape.k_dim.into()]);
     let v = graph.input("v", DType::F32, &[rows.clone(), shape.kv_heads.into(), shape.v_dim.into()]);
-    let positions = graph.input("positions", DType::I32, &[rows.clone()]);
+    let positions = graph.input("positions", DType::I32, std::slice::from_ref(&rows));
     let slots = graph.input("slots", DType::I32, &[rows]);
     let mut write = |name: &str, dim: usize, rows| {
         let state = graph.add_state(StateDecl {

@@ -38,8 +38,8 @@ impl Builder {
         let r = Dim::sym("rows");
         let x = graph.input("x", DType::F32, &[r.clone(), 64.into()]);
         let y = graph.input("y", DType::F32, &[r.clone(), 2.into(), 16.into()]);
-        let positions = graph.input("positions", DType::I32, &[r.clone()]);
-        let slots = graph.input("slots", DType::I32, &[r.clone()]);
+        let positions = graph.input("positions", DType::I32, std::slice::from_ref(&r));
+        let slots = graph.input("slots", DType::I32, std::slice::from_ref(&r));
         let indices = graph.input("indices", DType::I32, &[r]);
         Builder { graph, random: Random::new(3), values: vec![x, y], positions, slots, indices, blocks }
     }

@@ -13,10 +13,10 @@ use loader_gguf::{ArrayBuf, GgmlType, GgufWriter};
 
 /// What a run ended with.
 #[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Ended {
@@ -32,14 +32,14 @@ impl From<Output> for Ended {
 impl Ended {
     /// Asserts success and gives standard output.
     #[track_caller]
-    pub fn succeeded(self) -> String {
+    pub(crate) fn succeeded(self) -> String {
         assert_eq!(self.code, Some(0), "{self:?}");
         self.stdout
     }
 
     /// Asserts an exit code, an empty standard output and one message that contains all of `parts`.
     #[track_caller]
-    pub fn failed(self, code: i32, parts: &[&str]) {
+    pub(crate) fn failed(self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{self:?}");
         assert_eq!(self.stdout, "", "{self:?}");
         assert!(self.stderr.starts_with("error: "), "{self:?}");
@@ -58,7 +58,7 @@ impl Ended {
 impl Ended {
     /// Asserts exit code 1 and the message of a command that had printed its result by then.
     #[track_caller]
-    pub fn fails_after_output(self, part: &str) {
+    pub(crate) fn fails_after_output(self, part: &str) {
         assert_eq!(self.code, Some(1), "{self:?}");
         assert!(self.stderr.starts_with("error: ") && self.stderr.contains(part), "{self:?}");
         assert!(!self.stdout.is_empty(), "{self:?}");
@@ -66,18 +66,18 @@ impl Ended {
 }
 
 /// The binary with these arguments.
-pub fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_polaris"));
     command.args(arguments).env_remove("POLARIS_LOG").stdin(Stdio::null());
     command
 }
 
-pub fn polaris(arguments: &[&str]) -> Ended {
+pub(crate) fn polaris(arguments: &[&str]) -> Ended {
     command(arguments).output().expect("the binary runs").into()
 }
 
 /// The binary with something to read.
-pub fn polaris_with_input(arguments: &[&str], input: &str) -> Ended {
+pub(crate) fn polaris_with_input(arguments: &[&str], input: &str) -> Ended {
     let mut command = command(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary runs");
@@ -88,10 +88,10 @@ pub fn polaris_with_input(arguments: &[&str], input: &str) -> Ended {
 }
 
 /// A folder of one test, removed with its value.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new() -> Folder {
+    pub(crate) fn new() -> Folder {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("polaris-cli-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = env::temp_dir().join(name);
@@ -99,29 +99,29 @@ impl Folder {
         Folder(path)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 
     /// Writes a file and gives its path.
-    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> String {
         let path = self.0.join(name);
         fs::write(&path, bytes).expect("the temporary folder is writable");
         path.display().to_string()
     }
 
     /// A model of one layer with arbitrary weights, and a SentencePiece vocabulary of nothing but bytes.
-    pub fn tiny_model(&self) -> String {
+    pub(crate) fn tiny_model(&self) -> String {
         self.model("llama")
     }
 
     /// The same, said to be of another architecture.
-    pub fn model(&self, architecture: &str) -> String {
+    pub(crate) fn model(&self, architecture: &str) -> String {
         self.write_model(architecture, Some("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"))
     }
 
     /// A tiny model with this chat template.
-    pub fn write_model(&self, architecture: &str, template: Option<&str>) -> String {
+    pub(crate) fn write_model(&self, architecture: &str, template: Option<&str>) -> String {
         let path = self.0.join(format!("{architecture}.gguf"));
         let result = write_model(architecture, template, &path);
         result.expect("the model is well-formed and the temporary folder writable");
