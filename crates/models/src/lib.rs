@@ -21,3 +21,7 @@ pub mod sampler;
 pub mod tokenizer;
 
 pub use error::Error;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -135,3 +135,7 @@ pub fn optimize_with(mut graph: Graph, passes: &[Pass]) -> Result<(Graph, Report
     report.nodes_after = graph.nodes().len();
     Ok((graph, report))
 }
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -35,3 +35,7 @@ pub use error::RuntimeError;
 pub use memory::estimate;
 pub use model::{MemoryReport, Model, ModelOptions, ROW_BUCKETS};
 pub use session::Session;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
