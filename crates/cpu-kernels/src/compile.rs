@@ -505,18 +505,13 @@ impl Compiler<'_> {
                 kinds.push((kind, self.scratch(name, bytes)));
             }
         }
-        let sizes: Vec<(usize, usize)> = parts
-            .iter()
-            .map(|part| {
-                let matrix = self.weights.matrices.get(&part.weight);
-                matrix.map_or((0, 0), |m| (m.groups(), m.bytes().checked_div(m.groups()).unwrap_or(0)))
-            })
-            .collect();
-        let chunks = [true, false].map(|one_row| Linear::chunks(&sizes, self.threads, one_row));
+        let matrices = parts.iter().map(|part| self.weights.matrices.get(&part.weight));
+        let groups: Vec<usize> = matrices.map(|matrix| matrix.map_or(0, PackedMatrix::groups)).collect();
+        let units = [true, false].map(|few_rows| Linear::units(&groups, self.threads, few_rows));
         let scratch = self.scratch("linear tiles", Linear::scratch_bytes(k) * self.threads);
         let counter = self.counter();
         let buffers: Vec<usize> = kinds.iter().map(|(_, buffer)| *buffer).chain([scratch]).collect();
-        let step = Linear { x: source, k, norm, parts, kinds, part_kinds, scratch, counter, chunks };
+        let step = Linear { x: source, k, norm, parts, kinds, part_kinds, scratch, counter, units };
         self.draft(step, &reads, &writes, Deal::Own);
         buffers.into_iter().for_each(|buffer| self.last_writes(Memory::Scratch(buffer)));
         Ok(())

@@ -31,7 +31,10 @@ pub(crate) struct Part {
     pub(crate) target: Target,
 }
 
-/// Consecutive groups of one part: a unit of work.
+/// What a thread takes at a time.
+pub(crate) type Unit = Vec<Chunk>;
+
+/// Consecutive groups of one part.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
     part: usize,
@@ -57,16 +60,16 @@ pub(crate) struct Linear {
     /// Scratch: per thread one row (the normalized activations) and two tiles (gate and up).
     pub(crate) scratch: usize,
     pub(crate) counter: usize,
-    /// Units of work of a one-row step and of a step of many rows.
-    pub(crate) chunks: [Vec<Chunk>; 2],
+    /// Units of work of a step of few rows and of a step of many.
+    pub(crate) units: [Vec<Unit>; 2],
 }
 
 /// Rows of a tile of gate and up results: with the outputs of [`TILE_GROUPS`] it stays in the first-level cache.
 const TILE_ROWS: usize = 32;
 /// Groups of a tile.
 const TILE_GROUPS: usize = 4;
-/// A chunk of a one-row step streams about this much, if there are enough of them.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Up to so many rows a step is bound by the memory that the weights come from.
+const FEW_ROWS: usize = 4;
 
 impl Linear {
     /// Bytes of scratch that the step needs for one thread.
@@ -84,18 +87,39 @@ impl Linear {
         ActivationLayout::new(kind, 1, k).bytes().next_multiple_of(64)
     }
 
-    /// Cuts the parts into units of work.
-    pub(crate) fn chunks(parts: &[(usize, usize)], threads: usize, one_row: bool) -> Vec<Chunk> {
-        let total: usize = parts.iter().map(|(groups, _)| groups).sum();
-        let mut chunks = Vec::new();
-        for (part, (groups, group_bytes)) in parts.iter().enumerate() {
-            let fair = total / (threads * 8);
-            let size = if one_row { fair.min(CHUNK_BYTES / group_bytes.max(&1)) } else { fair.min(TILE_GROUPS) }.max(1);
-            for start in (0..*groups).step_by(size) {
-                chunks.push(Chunk { part, groups: start..(start + size).min(*groups) });
+    /// Cuts parts of so many groups into units of work.
+    ///
+    /// With few rows each thread streams most of its share of the weights in one go, since every start of a stream costs;
+    /// the rest is cut small, so that all end at the same time.
+    pub(crate) fn units(parts: &[usize], threads: usize, few_rows: bool) -> Vec<Unit> {
+        let total: usize = parts.iter().sum();
+        let small = if few_rows { total / (threads * 16) } else { (total / (threads * 8)).min(TILE_GROUPS) }.max(1);
+        let large = total / threads * 3 / 4;
+        let mut units = Vec::new();
+        let (mut part, mut start) = (0, 0);
+        while part < parts.len() {
+            let mut left = if few_rows && units.len() < threads { large.max(small) } else { small };
+            let mut unit = Unit::new();
+            while left > 0 && part < parts.len() {
+                let end = (start + left).min(parts[part]);
+                if start < end {
+                    unit.push(Chunk { part, groups: start..end });
+                }
+                left -= end - start;
+                start = end;
+                if start == parts[part] {
+                    (part, start) = (part + 1, 0);
+                }
+                if !few_rows {
+                    // Many rows read the weights from the cache: nothing is gained by going on with another matrix.
+                    break;
+                }
+            }
+            if !unit.is_empty() {
+                units.push(unit);
             }
         }
-        chunks
+        units
     }
 
     /// Packs some rows of the activations for every kind.
@@ -145,9 +169,10 @@ impl Linear {
                 let gated =
                     GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
                 let tiles = self.thread_scratch(cx).wrapping_add(self.k.next_multiple_of(16));
+                let tile_groups = if rows == 1 { TILE_ROWS * TILE_GROUPS } else { TILE_GROUPS };
                 let mut start = chunk.groups.start;
                 while start < chunk.groups.end {
-                    let end = (start + TILE_GROUPS).min(chunk.groups.end);
+                    let end = (start + tile_groups).min(chunk.groups.end);
                     for row in (0..rows).step_by(TILE_ROWS) {
                         gated.run(cx, start..end, row..(row + TILE_ROWS).min(rows), tiles);
                     }
@@ -171,8 +196,9 @@ struct GatedTile<'a> {
 
 impl GatedTile<'_> {
     fn run(&self, cx: &RunContext<'_>, groups: Range<usize>, rows: Range<usize>, tiles: *mut f32) {
-        let stride = TILE_GROUPS * GROUP_ROWS;
-        let (gate, up) = (tiles, tiles.wrapping_add(TILE_ROWS * stride));
+        // The tile of one row is as wide as that of many is long.
+        let stride = groups.len().max(TILE_GROUPS) * GROUP_ROWS;
+        let (gate, up) = (tiles, tiles.wrapping_add(TILE_ROWS * TILE_GROUPS * GROUP_ROWS));
         let n = self.gate.n();
         let column = groups.start * GROUP_ROWS;
         let count = (groups.len() * GROUP_ROWS).min(n - column);
@@ -239,9 +265,11 @@ impl Step for Linear {
             // SAFETY: all rows were packed before the barrier (or by this thread), and the buffer is not written before the next one.
             .map(|(layout, data)| unsafe { ActivationView::from_raw(*layout, data.cast_const()) })
             .collect();
-        let chunks = &self.chunks[usize::from(!one_row)];
-        while let Some(unit) = cx.claim(self.counter, chunks.len()) {
-            self.compute(cx, &chunks[unit], rows, &views);
+        let units = &self.units[usize::from(rows > FEW_ROWS)];
+        while let Some(unit) = cx.claim(self.counter, units.len()) {
+            for chunk in &units[unit] {
+                self.compute(cx, chunk, rows, &views);
+            }
         }
     }
 }

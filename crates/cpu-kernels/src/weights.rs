@@ -104,7 +104,7 @@ impl CpuWeights {
         };
         let name = |id: ValueId| graph.value(id).name.clone();
         let uses = uses(graph);
-        let mut packing: Vec<(MatrixId, Arc<Weight>, PackedMatrixBuilder)> = Vec::new();
+        let mut matrices: Vec<(MatrixId, Arc<Weight>)> = Vec::new();
         for (id, weight) in graph.weights() {
             let Some(uses) = uses.get(&id) else { continue };
             if uses.plain {
@@ -121,11 +121,16 @@ impl CpuWeights {
                 }
                 let matrix = if transposed { self::transposed(weight) } else { kernel_dtype(weight) };
                 let matrix = matrix.map_err(|source| BackendError::Weight { name: name(id), source })?;
-                let builder = PackedMatrixBuilder::new(matrix.dtype(), matrix.row_count(), matrix.row_len())
-                    .map_err(|error| refused(graph, id, &error))?;
-                packing.push((MatrixId { weight: id, transposed }, matrix, builder));
+                matrices.push((MatrixId { weight: id, transposed }, matrix));
             }
         }
+        // One region for all, in the graph's order: a step reads its matrices from one place.
+        let shapes: Vec<(DType, usize, usize)> =
+            matrices.iter().map(|(_, matrix)| (matrix.dtype(), matrix.row_count(), matrix.row_len())).collect();
+        let builders =
+            PackedMatrixBuilder::several(&shapes).map_err(|(i, error)| refused(graph, matrices[i].0.weight, &error))?;
+        let packing: Vec<(MatrixId, Arc<Weight>, PackedMatrixBuilder)> =
+            matrices.into_iter().zip(builders).map(|((id, matrix), builder)| (id, matrix, builder)).collect();
         pack(graph, &packing, pool, progress)?;
         for (id, _, builder) in packing {
             let matrix = builder.finish().map_err(|error| refused(graph, id.weight, &error))?;

@@ -75,6 +75,11 @@ impl<P: Packing> Kernel for Int8<'_, P> {
 impl<P: Packing> Int8<'_, P> {
     #[inline(always)]
     unsafe fn all_groups<S: Simd, const W: usize, const NC: usize>(&self, s: S, row: usize) {
+        // What the loop below asks for comes after this.
+        let weights = self.weights.wrapping_add(self.groups.start * self.group_bytes);
+        for line in 0..PREFETCH.min(self.groups.len() * self.group_bytes).div_ceil(64) {
+            s.prefetch(weights.wrapping_add(64 * line));
+        }
         for group in self.groups.clone() {
             // SAFETY: the caller's.
             unsafe { self.group::<S, W, NC>(s, group, row, row + NC) };

@@ -132,6 +132,22 @@ pub struct PackedMatrixBuilder {
     zeros: Box<[u8]>,
 }
 
+/// Bytes of a packed matrix: so many for each group.
+fn packed_bytes(dtype: DType, n: usize, k: usize) -> Result<usize, PackError> {
+    let shape = PackError::Shape { dtype, n, k };
+    let row_bytes = dtype.row_bytes(k).ok_or(shape.clone())?;
+    let group_bytes = with_packing!(dtype,
+        P => k.div_ceil(32 * P::BLOCKS).checked_mul(P::BYTES),
+        _ => match dtype {
+            DType::F32 | DType::F16 | DType::BF16 => row_bytes.checked_mul(GROUP),
+            DType::Block(format) if decodes(format) => row_bytes.checked_mul(GROUP),
+            _ => return Err(PackError::Unsupported(dtype)),
+        }
+    );
+    let bytes = group_bytes.and_then(|bytes| bytes.checked_mul(n.div_ceil(GROUP)));
+    bytes.filter(|bytes| *bytes <= isize::MAX as usize / 2).ok_or(shape)
+}
+
 impl PackedMatrixBuilder {
     /// Room for `n` outputs of `k` weights each.
     ///
@@ -139,20 +155,33 @@ impl PackedMatrixBuilder {
     /// For a type that no kernel computes with, for a shape that is no whole number of blocks or too large, and when there
     /// is no memory.
     pub fn new(dtype: DType, n: usize, k: usize) -> Result<Self, PackError> {
-        let shape = PackError::Shape { dtype, n, k };
-        let row_bytes = dtype.row_bytes(k).ok_or(shape.clone())?;
-        let group_bytes = with_packing!(dtype,
-            P => k.div_ceil(32 * P::BLOCKS).checked_mul(P::BYTES),
-            _ => match dtype {
-                DType::F32 | DType::F16 | DType::BF16 => row_bytes.checked_mul(GROUP),
-                DType::Block(format) if decodes(format) => row_bytes.checked_mul(GROUP),
-                _ => return Err(PackError::Unsupported(dtype)),
-            }
-        );
-        let groups = n.div_ceil(GROUP);
-        let bytes = group_bytes.and_then(|b| b.checked_mul(groups)).filter(|b| *b <= isize::MAX as usize / 2);
-        let (Some(group_bytes), Some(bytes)) = (group_bytes, bytes) else { return Err(shape) };
+        let bytes = packed_bytes(dtype, n, k)?;
         let data = Buffer::new(bytes).ok_or(PackError::NoMemory { bytes })?;
+        Self::with_buffer(dtype, n, k, data)
+    }
+
+    /// Room for several matrices (type, outputs, weights per output), one after the other in memory: as a whole they lie in
+    /// huge pages where each alone would not fill one.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), with the index of the matrix at fault.
+    pub fn several(matrices: &[(DType, usize, usize)]) -> Result<Vec<Self>, (usize, PackError)> {
+        let sizes =
+            matrices.iter().enumerate().map(|(i, (dtype, n, k))| packed_bytes(*dtype, *n, *k).map_err(|e| (i, e)));
+        let sizes = sizes.collect::<Result<Vec<usize>, _>>()?;
+        let bytes = sizes.iter().fold(0usize, |sum, size| sum.saturating_add(*size));
+        let buffers = Buffer::several(&sizes).ok_or((0, PackError::NoMemory { bytes }))?;
+        let builder = |(i, ((dtype, n, k), data)): (usize, (&(DType, usize, usize), Buffer))| {
+            Self::with_buffer(*dtype, *n, *k, data).map_err(|error| (i, error))
+        };
+        matrices.iter().zip(buffers).enumerate().map(builder).collect()
+    }
+
+    fn with_buffer(dtype: DType, n: usize, k: usize, data: Buffer) -> Result<Self, PackError> {
+        let shape = PackError::Shape { dtype, n, k };
+        let row_bytes = dtype.row_bytes(k).ok_or(shape)?;
+        let groups = n.div_ceil(GROUP);
+        let group_bytes = data.len().checked_div(groups).unwrap_or(0);
         let zeros = if n.is_multiple_of(GROUP) { 0 } else { row_bytes };
         Ok(Self {
             matrix: PackedMatrix { dtype, n, k, group_bytes, data },
