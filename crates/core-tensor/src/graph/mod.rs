@@ -4,9 +4,15 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::dim::{Bindings, Dim, DimError, Shape};
+use crate::dim::{Bindings, Dim, Shape};
 use crate::op::{Inference, Op, OpError};
 use crate::{DType, Tensor, Weight};
+
+mod error;
+mod rewriter;
+
+pub use error::GraphError;
+pub use rewriter::Rewriter;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
@@ -155,93 +161,6 @@ pub struct Graph {
     states: Vec<StateDecl>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
-}
-
-/// Why a graph is wrong, or could not be extended.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum GraphError {
-    /// An operator refused its inputs.
-    #[error("node {node:?} ({op}): {source}")]
-    Op {
-        /// The node.
-        node: String,
-        /// The operator.
-        op: &'static str,
-        /// The operator's reason.
-        source: OpError,
-    },
-    /// A node uses a value before it is computed, or one that is not there.
-    #[error("node {node:?} uses {value} before it is computed")]
-    Order {
-        /// The node.
-        node: String,
-        /// The value.
-        value: ValueId,
-    },
-    /// A value is computed twice.
-    #[error("{value} is computed twice, the second time by node {node:?}")]
-    Twice {
-        /// The second node.
-        node: String,
-        /// The value.
-        value: ValueId,
-    },
-    /// The recorded type of a value is not what its operator gives.
-    #[error("node {node:?}: {value} is recorded as {recorded}, the operator gives {inferred}")]
-    Type {
-        /// The node.
-        node: String,
-        /// The value.
-        value: ValueId,
-        /// The type in the graph.
-        recorded: String,
-        /// The type that the operator's shape rule gives.
-        inferred: String,
-    },
-    /// The graph has an output that nothing computes.
-    #[error("output {value} is not computed")]
-    Output {
-        /// The value.
-        value: ValueId,
-    },
-    /// The graph has an output that is the token of a state.
-    #[error("output {value} is a state's token, no tensor")]
-    Token {
-        /// The value.
-        value: ValueId,
-    },
-    /// A node has another number of outputs than its operator gives.
-    #[error("node {node:?} has {recorded} outputs, the operator gives {inferred}")]
-    OutputCount {
-        /// The node.
-        node: String,
-        /// Outputs in the graph.
-        recorded: usize,
-        /// Outputs that the operator's shape rule gives.
-        inferred: usize,
-    },
-    /// A run was given the wrong number of inputs.
-    #[error("the graph takes {expected} inputs, {found} given")]
-    InputCount {
-        /// Inputs of the graph.
-        expected: usize,
-        /// Inputs given.
-        found: usize,
-    },
-    /// A run was given an input of the wrong dtype or shape.
-    #[error("input {name:?} is {expected}, {found} given")]
-    Input {
-        /// The input.
-        name: String,
-        /// The type in the graph.
-        expected: String,
-        /// The type given.
-        found: String,
-    },
-    /// An extent has no value.
-    #[error(transparent)]
-    Dim(#[from] DimError),
 }
 
 impl Graph {
@@ -549,78 +468,5 @@ impl Graph {
             let _ = writeln!(text, "output {id}");
         }
         text
-    }
-}
-
-/// Rebuilds a graph node by node: the way in which passes rewrite. Values of the old graph are mapped to values of the new one.
-pub struct Rewriter<'a> {
-    old: &'a Graph,
-    new: Graph,
-    map: Vec<Option<ValueId>>,
-}
-
-impl<'a> Rewriter<'a> {
-    /// Starts a new graph with the old one's states and inputs.
-    #[must_use]
-    pub fn new(old: &'a Graph) -> Rewriter<'a> {
-        let mut rewriter = Rewriter { old, new: Graph::new(&old.name), map: vec![None; old.values.len()] };
-        rewriter.new.states = old.states.clone();
-        for id in &old.inputs {
-            let value = old.value(*id);
-            let new = rewriter.new.push(value.name.clone(), value.ty.clone(), ValueSource::Input);
-            rewriter.new.inputs.push(new);
-            rewriter.map[id.index()] = Some(new);
-        }
-        rewriter
-    }
-
-    /// The new value for an old one; weights come along when they are first asked for.
-    ///
-    /// # Panics
-    /// When the old value is the output of a node that was not copied: a pass that drops a node must map its outputs first.
-    pub fn get(&mut self, old: ValueId) -> ValueId {
-        if let Some(new) = self.map[old.index()] {
-            return new;
-        }
-        let value = self.old.value(old);
-        let ValueSource::Weight(weight) = &value.source else {
-            panic!("{old} ({}) is used before the pass mapped it", value.name);
-        };
-        let new = self.new.weight(&value.name, weight.clone());
-        self.map[old.index()] = Some(new);
-        new
-    }
-
-    /// Says which new value stands for an old one.
-    pub fn map(&mut self, old: ValueId, new: ValueId) {
-        self.map[old.index()] = Some(new);
-    }
-
-    /// Copies a node.
-    ///
-    /// # Errors
-    /// When the operator refuses its (rewritten) inputs.
-    pub fn copy(&mut self, node: &Node) -> Result<Vec<ValueId>, GraphError> {
-        let inputs = node.inputs.iter().map(|input| input.map(|id| self.get(id))).collect();
-        let outputs = self.new.add_node(&node.name, node.op.clone(), inputs)?;
-        for (old, new) in node.outputs.iter().zip(&outputs) {
-            self.map(*old, *new);
-        }
-        Ok(outputs)
-    }
-
-    /// The new graph, to add to it.
-    pub fn graph(&mut self) -> &mut Graph {
-        &mut self.new
-    }
-
-    /// Ends with the old graph's outputs.
-    #[must_use]
-    pub fn finish(mut self) -> Graph {
-        for output in &self.old.outputs {
-            let new = self.get(*output);
-            self.new.outputs.push(new);
-        }
-        self.new
     }
 }

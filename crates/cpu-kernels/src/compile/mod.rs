@@ -1,29 +1,29 @@
 //! From graph to program: fusion, in-place aliases, barriers, memory plan.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use core_tensor::op::{Binary, Op, RotaryEmbedding};
-use core_tensor::{
-    BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, StateId, ValueId, ValueSource,
-    eval_shape,
-};
+use core_tensor::op::{Op, RotaryEmbedding};
+use core_tensor::{BackendError, Bindings, DType, Dim, Graph, Node, StateId, ValueId, ValueSource, eval_shape};
 
 use crate::attention::{self, AttentionStep};
 use crate::elementwise::{BinaryStep, Gated, UnaryStep};
 use crate::gather::GatherRows;
-use crate::linear::{Linear, Part, Prologue, Target};
-use crate::matmul::{ActivationKind, PackedMatrix};
+use crate::matmul::ActivationKind;
 use crate::norm::RmsNorm;
-use crate::program::{CpuProgram, CpuWeightsHandle, Place, Scheduled, Step, bound_bytes};
+use crate::program::{CpuProgram, CpuWeightsHandle, Step};
 use crate::reduce::{ReduceRows, RowKind};
 use crate::rope::{Rope, RopeTable};
 use crate::shape::{Move, Whole};
 use crate::simd::Level;
 use crate::state::WriteState;
 use crate::threads::ThreadPool;
-use crate::weights::{CpuWeights, MatrixId};
+use crate::weights::CpuWeights;
+
+mod fusion;
+mod schedule;
+
+use schedule::schedule;
 
 /// What a compilation needs to know besides the graph.
 pub(crate) struct CompileOptions {
@@ -423,301 +423,4 @@ impl Compiler<'_> {
         let (_, shape) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("value and graph"))?;
         Ok(eval_shape(shape, self.bounds).map_err(core_tensor::GraphError::from)?.iter().product())
     }
-
-    /// Whether a normalized value goes into matrix products only, as their activations: it is then computed while they are packed.
-    fn is_prologue(&self, y: ValueId) -> bool {
-        let readers = &self.readers[y.index()];
-        !readers.is_empty()
-            && readers.iter().all(|reader| {
-                self.graph
-                    .nodes()
-                    .get(*reader)
-                    .is_some_and(|node| matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(y))
-            })
-    }
-
-    /// One step for all matrix products over the same activations as node `i`'s.
-    fn linear(&mut self, i: usize) -> Result<(), BackendError> {
-        let graph = self.graph;
-        let x = self.input(&graph.nodes()[i], 0)?;
-        let siblings: Vec<usize> = self.readers[x.index()]
-            .iter()
-            .copied()
-            .filter(|j| {
-                graph.nodes().get(*j).is_some_and(|node| {
-                    matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(x) && !self.taken.contains(j)
-                })
-            })
-            .collect();
-        let producer = graph.nodes().iter().find(|node| node.outputs.contains(&x));
-        let (source, norm) = match producer {
-            Some(node) if matches!(node.op, Op::RmsNormalization(_)) && self.is_prologue(x) => {
-                let Op::RmsNormalization(op) = node.op else { return Ok(()) };
-                (self.input(node, 0)?, Some(Prologue { w: self.input(node, 1)?, epsilon: op.epsilon }))
-            }
-            _ => (x, None),
-        };
-        let mut parts: Vec<Part> = Vec::new();
-        let mut reads = vec![source];
-        let mut writes = Vec::new();
-        reads.extend(norm.map(|norm| norm.w));
-        let mut done = HashSet::new();
-        for j in &siblings {
-            if !done.insert(*j) {
-                continue;
-            }
-            self.taken.insert(*j);
-            let weight = self.matrix(&graph.nodes()[*j])?;
-            let (y, bias) = self.take_bias(graph.nodes()[*j].outputs[0]);
-            let target = match self.take_gated(y, *j, &siblings, &mut done)? {
-                Some(target) => target,
-                None => {
-                    let read = [Some(source), norm.map(|norm| norm.w)];
-                    self.take_residual(y, i, read).map_or(Target::Store(y), Target::Accumulate)
-                }
-            };
-            reads.extend(bias);
-            match target {
-                Target::Store(y) => writes.push(y),
-                Target::Accumulate(y) => {
-                    reads.push(y);
-                    writes.push(y);
-                }
-                Target::Gated { up_bias, y, .. } => {
-                    reads.extend(up_bias);
-                    writes.push(y);
-                }
-            }
-            parts.push(Part { weight, bias, target });
-        }
-        let (_, k) = self.matrix_shape(parts[0].weight)?;
-        let rows = self.bound_rows(x)?;
-        let mut kinds: Vec<(ActivationKind, usize)> = Vec::new();
-        let mut part_kinds = Vec::new();
-        for part in &parts {
-            // Both weights of a gated part are of a kind.
-            let kind = self.kind(part.weight);
-            let known = kinds.iter().position(|(k, _)| *k == kind);
-            part_kinds.push(known.unwrap_or(kinds.len()));
-            if known.is_none() {
-                let bytes = Linear::packed_bytes(kind, rows, k, self.threads);
-                let name = if kind == ActivationKind::Q8 { "8-bit activations" } else { "packed activations" };
-                kinds.push((kind, self.scratch(name, bytes)));
-            }
-        }
-        let matrices = parts.iter().map(|part| self.weights.matrices.get(&part.weight));
-        let groups: Vec<usize> = matrices.map(|matrix| matrix.map_or(0, PackedMatrix::groups)).collect();
-        let units = [true, false].map(|few_rows| Linear::units(&groups, self.threads, few_rows));
-        let scratch = self.scratch("linear tiles", Linear::scratch_bytes(k) * self.threads);
-        let counter = self.counter();
-        let buffers: Vec<usize> = kinds.iter().map(|(_, buffer)| *buffer).chain([scratch]).collect();
-        let step = Linear { x: source, k, norm, parts, kinds, part_kinds, scratch, counter, units };
-        self.draft(step, &reads, &writes, Deal::Own);
-        buffers.into_iter().for_each(|buffer| self.last_writes(Memory::Scratch(buffer)));
-        Ok(())
-    }
-
-    /// The matrix that a product multiplies with.
-    fn matrix(&self, node: &Node) -> Result<MatrixId, BackendError> {
-        let transposed = matches!(node.op, Op::MatMul(op) if !op.transpose_b);
-        Ok(MatrixId { weight: self.input(node, 1)?, transposed })
-    }
-
-    /// What a weight is multiplied with.
-    fn kind(&self, weight: MatrixId) -> ActivationKind {
-        let fastest = self.weights.matrices.get(&weight).map_or(ActivationKind::F32, PackedMatrix::fastest_kind);
-        match (self.activations, fastest) {
-            (ActivationKind::F32, _) | (ActivationKind::I16, ActivationKind::Q8) => ActivationKind::F32,
-            (_, fastest) => fastest,
-        }
-    }
-
-    fn matrix_shape(&self, weight: MatrixId) -> Result<(usize, usize), BackendError> {
-        let matrix = self.weights.matrices.get(&weight).ok_or(BackendError::Mismatch("weights and graph"))?;
-        Ok((matrix.n(), matrix.k()))
-    }
-
-    /// Takes over an addition of a bias to a product that nothing else reads.
-    fn take_bias(&mut self, y: ValueId) -> (ValueId, Option<ValueId>) {
-        let Some((reader, bias)) = self.bias_addition(y) else { return (y, None) };
-        self.taken.insert(reader);
-        (self.graph.nodes()[reader].outputs[0], Some(bias))
-    }
-
-    /// The addition of a bias that alone reads a product, and the bias.
-    fn bias_addition(&self, y: ValueId) -> Option<(usize, ValueId)> {
-        let (reader, other) = self.sole_addition(y)?;
-        let n = self.graph.tensor_type(y).and_then(|(_, shape)| shape.last().cloned());
-        let is_bias = self.graph.weight_of(other).is_some()
-            && self.graph.tensor_type(other).is_some_and(|(_, shape)| shape.len() == 1 && shape.first() == n.as_ref());
-        is_bias.then_some((reader, other))
-    }
-
-    /// The addition that alone reads a value, and its other operand.
-    fn sole_addition(&self, y: ValueId) -> Option<(usize, ValueId)> {
-        let reader = self.sole_reader(y)?;
-        let node = &self.graph.nodes()[reader];
-        if !matches!(node.op, Op::Binary(Binary::Add)) || self.taken.contains(&reader) {
-            return None;
-        }
-        match node.inputs[..] {
-            [Some(a), Some(b)] if a == y && b != y => Some((reader, b)),
-            [Some(a), Some(b)] if b == y => Some((reader, a)),
-            _ => None,
-        }
-    }
-
-    /// Takes over a gated activation of this product and a sibling.
-    fn take_gated(
-        &mut self,
-        y: ValueId,
-        j: usize,
-        siblings: &[usize],
-        done: &mut HashSet<usize>,
-    ) -> Result<Option<Target>, BackendError> {
-        let graph = self.graph;
-        let Some(reader) = self.sole_reader(y) else { return Ok(None) };
-        let node = &graph.nodes()[reader];
-        let Op::GatedActivation(op) = &node.op else { return Ok(None) };
-        // Only the gate's side takes it: the products come in the order of the graph, so the up side may come first and waits.
-        let [Some(gate), Some(up)] = node.inputs[..] else { return Ok(None) };
-        if gate != y || gate == up {
-            return Ok(None);
-        }
-        for sibling in siblings.iter().filter(|sibling| **sibling != j && !done.contains(sibling)) {
-            let product = graph.nodes()[*sibling].outputs[0];
-            let addition = self.bias_addition(product);
-            let value = addition.map_or(product, |(reader, _)| graph.nodes()[reader].outputs[0]);
-            if value != up || self.sole_reader(value) != Some(reader) {
-                continue;
-            }
-            let weight = self.matrix(&graph.nodes()[*sibling])?;
-            let own = self.matrix(&graph.nodes()[j])?;
-            if self.kind(weight) != self.kind(own) || self.matrix_shape(weight)?.0 != self.matrix_shape(own)?.0 {
-                continue;
-            }
-            let (_, up_bias) = self.take_bias(product);
-            done.insert(*sibling);
-            self.taken.insert(*sibling);
-            self.taken.insert(reader);
-            let target = Target::Gated { up: weight, up_bias, activation: op.activation, y: node.outputs[0] };
-            return Ok(Some(target));
-        }
-        Ok(None)
-    }
-
-    /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer. `read` is what the step itself
-    /// reads.
-    fn take_residual(&mut self, y: ValueId, i: usize, read: [Option<ValueId>; 2]) -> Option<ValueId> {
-        let (reader, residual) = self.sole_addition(y)?;
-        let sum = self.graph.nodes()[reader].outputs[0];
-        let root = self.root[residual.index()];
-        let same = self.graph.tensor_type(sum) == self.graph.tensor_type(residual)
-            && self.graph.tensor_type(sum) == self.graph.tensor_type(y);
-        // All that reads the residual must have run before this step, which stands at node `i`; and the step itself must not read it as its
-        // activations.
-        let free = self
-            .graph
-            .value_ids()
-            .filter(|v| self.root[v.index()] == root)
-            .all(|v| self.readers[v.index()].iter().all(|r| *r == reader || (*r < i && !self.waits(*r))));
-        let written = self.graph.nodes()[..i].iter().any(|node| node.outputs.contains(&residual));
-        let apart = read.iter().flatten().all(|id| self.root[id.index()] != root);
-        if !(same && free && written && apart && self.is_arena(residual)) {
-            return None;
-        }
-        self.taken.insert(reader);
-        self.root[sum.index()] = root;
-        Some(sum)
-    }
-
-    /// Whether a node is a normalization that some later linear step has still to compute.
-    fn waits(&self, node: usize) -> bool {
-        let Some(node) = self.graph.nodes().get(node) else { return true };
-        matches!(node.op, Op::RmsNormalization(_))
-            && self.is_prologue(node.outputs[0])
-            && self.readers[node.outputs[0].index()].iter().any(|reader| !self.taken.contains(reader))
-    }
-}
-
-/// What happened to memory since the last barrier.
-#[derive(Clone, Copy)]
-struct Touch {
-    writes: bool,
-    deal: Deal,
-}
-
-/// Sets the barriers, and plans the arena by the phases between them. (That some steps wait for all threads inside does not count: they do so only
-/// where there is more than one row.)
-#[allow(clippy::type_complexity)]
-fn schedule(
-    graph: &Graph,
-    bounds: &Bindings,
-    root: &[ValueId],
-    drafts: Vec<Draft>,
-    scratch: &[Scratch],
-) -> Result<(Vec<Scheduled>, Vec<Place>, MemoryPlan), BackendError> {
-    let mut steps = Vec::new();
-    let mut pending: HashMap<Memory, Vec<Touch>> = HashMap::new();
-    let mut phase = 0;
-    let mut life: HashMap<Memory, (usize, usize)> = HashMap::new();
-    for draft in drafts {
-        let conflict = |memory: &Memory, writing: bool| {
-            // A state's rows are dealt by the tokens of each step, and two steps may name the same row.
-            let state = matches!(memory, Memory::State(_));
-            let apart = |touch: &Touch| state || touch.deal == Deal::Own || touch.deal != draft.deal;
-            let touches = pending.get(memory).map_or(&[][..], Vec::as_slice);
-            touches.iter().any(|touch| (touch.writes || writing) && apart(touch))
-        };
-        let barrier = draft.reads.iter().any(|m| conflict(m, false)) || draft.writes.iter().any(|m| conflict(m, true));
-        if barrier {
-            pending.clear();
-            phase += 1;
-        }
-        for (memories, writes) in [(&draft.reads, false), (&draft.writes, true)] {
-            for memory in memories {
-                pending.entry(*memory).or_default().push(Touch { writes, deal: draft.deal });
-                let life = life.entry(*memory).or_insert((phase, phase));
-                life.1 = phase;
-            }
-        }
-        steps.push(Scheduled { barrier, step: draft.step, waited: AtomicU64::new(0), worked: AtomicU64::new(0) });
-    }
-    // Outputs are read when everything is done.
-    for output in graph.outputs() {
-        if let Some(life) = life.get_mut(&Memory::Value(root[output.index()])) {
-            life.1 = phase + 1;
-        }
-    }
-    let mut requests = Vec::new();
-    let mut buffers: HashMap<Memory, usize> = HashMap::new();
-    // Scratch first: steps name it by number.
-    for (i, scratch) in scratch.iter().enumerate() {
-        let (first_step, last_step) = life.get(&Memory::Scratch(i)).copied().unwrap_or((0, phase));
-        requests.push(BufferRequest { name: scratch.name.clone(), bytes: scratch.bytes, first_step, last_step });
-    }
-    let mut places = vec![Place::None; graph.values().len()];
-    for id in graph.value_ids() {
-        let root = root[id.index()];
-        let Some((dtype, shape)) = graph.tensor_type(root) else { continue };
-        places[id.index()] = match graph.value(root).source {
-            ValueSource::Input => {
-                graph.inputs().iter().position(|input| *input == root).map_or(Place::None, Place::Input)
-            }
-            ValueSource::Weight(_) => Place::Weight(root),
-            ValueSource::Node => {
-                let memory = Memory::Value(root);
-                let Some((first_step, last_step)) = life.get(&memory).copied() else { continue };
-                if let Some(buffer) = buffers.get(&memory) {
-                    Place::Arena(*buffer)
-                } else {
-                    let bytes = bound_bytes(dtype, shape, bounds)?;
-                    requests.push(BufferRequest { name: graph.value(root).name.clone(), bytes, first_step, last_step });
-                    buffers.insert(memory, requests.len() - 1);
-                    Place::Arena(requests.len() - 1)
-                }
-            }
-        };
-    }
-    Ok((steps, places, MemoryPlan::new(requests, 64)))
 }
