@@ -57,7 +57,7 @@ impl Gguf {
     /// # Errors
     /// When a file cannot be opened, is malformed, or does not fit the others of a split model.
     pub fn open(path: impl AsRef<Path>, access: FileAccess) -> Result<Gguf, GgufError> {
-        let file = FileBytes::open(path.as_ref(), access)?;
+        let file = split::open_file(path.as_ref(), access)?;
         Gguf::from_shards(split::open_all(file, access)?)
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use core_tensor::{FileAccess, FileBytes};
+use core_tensor::{FileAccess, FileBytes, FileError};
 
 use crate::error::{GgufError, SplitFault};
 use crate::shard::Shard;
@@ -84,9 +84,17 @@ pub(crate) fn open_all(file: Arc<FileBytes>, access: FileAccess) -> Result<Vec<S
     Ok(shards)
 }
 
+/// Opens one file, after a look at what it is: opening a pipe that nobody writes to would wait for ever.
+pub(crate) fn open_file(path: &Path, access: FileAccess) -> Result<Arc<FileBytes>, FileError> {
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+        return Err(FileError::NotAFile { path: path.to_owned() });
+    }
+    FileBytes::open(path, access)
+}
+
 fn open_shard(path: &Path, access: FileAccess, number: u64, count: u64) -> Result<Arc<FileBytes>, GgufError> {
-    FileBytes::open(path, access).map_err(|error| match &error {
-        core_tensor::FileError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+    open_file(path, access).map_err(|error| match &error {
+        FileError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             GgufError::split(path, SplitFault::Missing { number, count })
         }
         _ => error.into(),

@@ -91,6 +91,19 @@ fn a_missing_shard_is_named() {
     assert_eq!(fault(&first), ("m-00002-of-00003.gguf".to_owned(), SplitFault::Missing { number: 2, count: 3 }));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_without_waiting_for_a_writer() {
+    let folder = folder("pipe");
+    let pipe = folder.join("pipe.gguf");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.is_ok_and(|status| status.success()), "mkfifo");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(Gguf::open(&pipe, FileAccess::Map).map(|_| ()).map_err(|e| e.to_string())));
+    let error = receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("an answer").expect_err("no model");
+    assert!(error.contains("not a regular file"), "{error}");
+}
+
 #[test]
 fn a_renamed_shard_is_refused() {
     let folder = folder("renamed");
