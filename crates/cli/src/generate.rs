@@ -132,14 +132,21 @@ impl Arguments {
 
 /// Reads a text file, `-` for standard input.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
-    let (bytes, name) = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        let read = io::stdin().lock().read_to_end(&mut bytes);
+    // More than any context holds; a device that never ends must not fill the memory.
+    const LONGEST: u64 = 256 << 20;
+    let mut bytes = Vec::new();
+    let name = if path == Path::new("-") {
+        let read = io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes);
         read.map_err(|error| Failure::Runtime(format!("standard input: {error}")))?;
-        (bytes, "standard input".to_owned())
+        "standard input".to_owned()
     } else {
-        (fs::read(path).map_err(|error| Failure::file(path, &error))?, path.display().to_string())
+        let read = fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+        read.map_err(|error| Failure::file(path, &error))?;
+        path.display().to_string()
     };
+    if bytes.len() as u64 > LONGEST {
+        return Err(Failure::Runtime(format!("{name}: a text of more than {} MiB", LONGEST >> 20)));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::Runtime(format!("{name}: not UTF-8 text (byte {at})"))

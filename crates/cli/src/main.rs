@@ -103,6 +103,10 @@ fn log() -> Result<(), Failure> {
 
 /// One line instead of a backtrace: a panic is a defect of this program, and whoever runs it can only report it.
 fn report_panic(info: &panic::PanicHookInfo<'_>) {
+    // It comes back as an error of the template.
+    if std::thread::current().name() == Some(models::chat_template::THREAD_NAME) {
+        return;
+    }
     let payload = info.payload();
     let what = payload.downcast_ref::<&str>().copied();
     let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");

@@ -100,6 +100,8 @@ fn a_prompt_that_cannot_be_read_is_told() {
     let model = folder.tiny_model();
     let binary = folder.file("prompt.bin", b"abc\xff\xfe");
     polaris(&["generate", "-m", &model, "--prompt-file", &binary]).failed(1, &[&binary, "UTF-8", "byte 3"]);
+    #[cfg(unix)]
+    polaris(&["generate", "-m", &model, "--prompt-file", "/dev/zero"]).failed(1, &["/dev/zero", "256 MiB"]);
     let absent = folder.path().join("absent.txt").display().to_string();
     polaris(&["generate", "-m", &model, "--prompt-file", &absent]).failed(1, &[&absent]);
 }
@@ -111,6 +113,10 @@ fn a_model_without_a_chat_template_is_given_one() {
     polaris_with_input(&["chat", "-m", &model], "a\n").failed(1, &["no chat template", "--chat-template"]);
     let broken = folder.file("broken.jinja", b"{% for");
     polaris_with_input(&["chat", "-m", &model, "--chat-template", &broken], "a\n").failed(1, &["template", "line 1"]);
+    let engine = folder.file("engine.jinja", b"{% for m in [][::-1] %}{% endfor %}");
+    polaris_with_input(&["chat", "-m", &model, "--chat-template", &engine], "a\n").failed(1, &["template", "engine"]);
+    let rude = folder.file("rude.jinja", b"{{ raise_exception('no\\n\\x1b[31m') }}");
+    polaris_with_input(&["chat", "-m", &model, "--chat-template", &rude], "a\n").failed(1, &["refuses", "no"]);
     let template = folder.file("template.jinja", b"{{ messages[0].content }}");
     polaris_with_input(&["chat", "-m", &model, "--chat-template", &template, "-n", "2"], "a\n").succeeded();
     let asked = ["generate", "-m", &model, "--chat", "--chat-template", &template, "-p", "a", "-n", "2"];

@@ -294,6 +294,9 @@ impl HostStates {
             let (found, expected) = (snapshot.states.len(), self.states.len());
             return Err(StateError::Snapshot(format!("it has {found} states, the session {expected}")));
         }
+        if i32::try_from(snapshot.len).is_err() {
+            return Err(StateError::Snapshot(format!("it holds {} positions", snapshot.len)));
+        }
         for (state, rows) in self.states.iter().zip(&snapshot.states) {
             if rows.dtype != state.dtype || rows.row != state.row {
                 return Err(StateError::Snapshot(format!(

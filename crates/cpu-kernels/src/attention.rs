@@ -6,7 +6,7 @@
 use core_tensor::op::Attention;
 use core_tensor::{BlockFormat, DType, StateId, StateLayout, ValueId};
 
-use crate::math::{exp, tanh};
+use crate::math::{exp, select, tanh};
 use crate::program::{RunContext, Step, View};
 use crate::simd::{Kernel, Simd};
 use crate::state::row_ptr;
@@ -436,16 +436,16 @@ unsafe fn tile<S: Simd>(s: S, task: &Task<'_>) {
                         }
                         if masked {
                             let position = from + j + i;
-                            let mut mask = [0.0f32; 16];
+                            let mut mask = [0i32; 16];
                             for lane in 0..S::LANES {
                                 let at = half * S::LANES + lane;
                                 if position > last[at] || position < first[at] {
-                                    mask[lane] = MASKED;
+                                    mask[lane] = -1;
                                 }
                             }
-                            score = s.f_add(score, s.f_load(mask.as_ptr()));
+                            score = select(s, s.i_load(mask.as_ptr().cast()), s.f_splat(MASKED), score);
                         }
-                        top[half] = s.f_max(top[half], score);
+                        top[half] = s.f_max(score, top[half]);
                         s.f_store(scores.add((j + i) * lanes + half * S::LANES), score);
                     }
                 }

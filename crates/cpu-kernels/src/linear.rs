@@ -66,6 +66,8 @@ pub(crate) struct Linear {
 
 /// Rows of a tile of gate and up results: with the outputs of [`TILE_GROUPS`] it stays in the first-level cache.
 const TILE_ROWS: usize = 32;
+/// The same where weights are brought into another form for each tile: that is to serve many rows, and the tile stays in the second-level cache.
+const LONG_TILE_ROWS: usize = 256;
 /// Groups of a tile.
 const TILE_GROUPS: usize = 4;
 /// Up to so many rows a step is bound by the memory that the weights come from.
@@ -74,7 +76,7 @@ const FEW_ROWS: usize = 4;
 impl Linear {
     /// Bytes of scratch that the step needs for one thread.
     pub(crate) fn scratch_bytes(k: usize) -> usize {
-        (k.next_multiple_of(16) + 2 * TILE_ROWS * TILE_GROUPS * GROUP_ROWS) * 4
+        (k.next_multiple_of(16) + 2 * LONG_TILE_ROWS * TILE_GROUPS * GROUP_ROWS) * 4
     }
 
     /// Bytes of packed activations of one kind: shared by all threads for many rows, one row for each thread otherwise.
@@ -169,12 +171,13 @@ impl Linear {
                 let gated =
                     GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
                 let tiles = self.thread_scratch(cx).wrapping_add(self.k.next_multiple_of(16));
+                let tile_rows = if view.layout().kind() == ActivationKind::Q8 { TILE_ROWS } else { LONG_TILE_ROWS };
                 let tile_groups = if rows == 1 { TILE_ROWS * TILE_GROUPS } else { TILE_GROUPS };
                 let mut start = chunk.groups.start;
                 while start < chunk.groups.end {
                     let end = (start + tile_groups).min(chunk.groups.end);
-                    for row in (0..rows).step_by(TILE_ROWS) {
-                        gated.run(cx, start..end, row..(row + TILE_ROWS).min(rows), tiles);
+                    for row in (0..rows).step_by(tile_rows) {
+                        gated.run(cx, start..end, row..(row + tile_rows).min(rows), tiles);
                     }
                     start = end;
                 }
@@ -198,11 +201,11 @@ impl GatedTile<'_> {
     fn run(&self, cx: &RunContext<'_>, groups: Range<usize>, rows: Range<usize>, tiles: *mut f32) {
         // The tile of one row is as wide as that of many is long.
         let stride = groups.len().max(TILE_GROUPS) * GROUP_ROWS;
-        let (gate, up) = (tiles, tiles.wrapping_add(TILE_ROWS * TILE_GROUPS * GROUP_ROWS));
+        let (gate, up) = (tiles, tiles.wrapping_add(LONG_TILE_ROWS * TILE_GROUPS * GROUP_ROWS));
         let n = self.gate.n();
         let column = groups.start * GROUP_ROWS;
         let count = (groups.len() * GROUP_ROWS).min(n - column);
-        // SAFETY: both tiles hold TILE_ROWS × stride results and are this thread's.
+        // SAFETY: both tiles hold rows × stride results and are this thread's.
         unsafe {
             let out = Output::new(gate, stride).with_bias(self.gate_bias);
             self.gate.matmul(cx.level, groups.clone(), self.view, rows.clone(), out);

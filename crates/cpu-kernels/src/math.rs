@@ -7,7 +7,8 @@ use crate::simd::Simd;
 /// `e^x` to about 2 ulp for x in −87.3..88.7; clamped outside (Cody and Waite's reduction, a polynomial of degree 6).
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let x = s.f_min(s.f_max(x, s.f_splat(-87.3)), s.f_splat(88.7));
+    // In this order NaN stays NaN.
+    let x = s.f_min(s.f_splat(88.7), s.f_max(s.f_splat(-87.3), x));
     let n = s.i_round(s.f_mul(x, s.f_splat(std::f32::consts::LOG2_E)));
     let nf = s.f_from_i(n);
     // ln 2 in two parts, the first (355/512) exact in its product with n.
@@ -41,7 +42,7 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let one = s.f_splat(1.0);
     let far = s.f_sub(
         one,
-        s.f_div(s.f_splat(2.0), s.f_add(exp(s, s.f_mul(s.f_splat(2.0), s.f_min(abs, s.f_splat(20.0)))), one)),
+        s.f_div(s.f_splat(2.0), s.f_add(exp(s, s.f_mul(s.f_splat(2.0), s.f_min(s.f_splat(20.0), abs))), one)),
     );
     let x2 = s.f_mul(x, x);
     let mut p = s.f_splat(-1382.0 / 155_925.0);
@@ -65,7 +66,7 @@ fn mask_negative<S: Simd>(s: S, x: S::F) -> S::I {
 
 /// `a` where the mask is set, else `b`.
 #[inline(always)]
-fn select<S: Simd>(s: S, mask: S::I, a: S::F, b: S::F) -> S::F {
+pub(crate) fn select<S: Simd>(s: S, mask: S::I, a: S::F, b: S::F) -> S::F {
     let not = s.i_sub(s.i_splat(-1), mask);
     s.f_from_bits(s.i_or(s.i_and(s.f_to_bits(a), mask), s.i_and(s.f_to_bits(b), not)))
 }

@@ -117,7 +117,7 @@ impl Scheduled {
 }
 
 /// The shape of every value.
-type Extents = Vec<Vec<usize>>;
+pub(crate) type Extents = Vec<Vec<usize>>;
 
 pub(crate) struct CpuProgram {
     pub(crate) graph: Arc<Graph>,
@@ -135,6 +135,8 @@ pub(crate) struct CpuProgram {
     pub(crate) counters: usize,
     /// Inputs that hold positions and slots of state rows.
     pub(crate) row_inputs: Vec<RowInputs>,
+    /// Every value's extents at the bounds.
+    pub(crate) largest: Extents,
     /// Extents of the last run: decode steps have the same every time.
     pub(crate) extents: Mutex<Option<(Bindings, Arc<Extents>)>>,
 }
@@ -264,7 +266,14 @@ impl CpuProgram {
             Some((_, shape)) => eval_shape(shape, bindings),
             None => Ok(Vec::new()),
         });
-        let shapes = Arc::new(shapes.collect::<Result<Vec<_>, _>>().map_err(core_tensor::GraphError::from)?);
+        let shapes = Arc::new(shapes.collect::<Result<Extents, _>>().map_err(core_tensor::GraphError::from)?);
+        // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does.
+        for (id, (shape, largest)) in self.graph.value_ids().zip(shapes.iter().zip(&self.largest)) {
+            if shape.iter().zip(largest).any(|(extent, largest)| extent > largest) {
+                let reason = format!("extents {shape:?} exceed the {largest:?} the program was compiled for");
+                return Err(BackendError::Bound { symbol: self.graph.value(id).name.clone(), reason });
+            }
+        }
         *cached = Some((bindings.clone(), shapes.clone()));
         Ok(shapes)
     }

@@ -104,7 +104,8 @@ impl Kernel for ReduceRow {
         unsafe {
             while i + S::LANES <= self.n {
                 let v = s.f_load(self.x.add(i));
-                acc = if max { s.f_max(acc, v) } else { s.f_add(acc, v) };
+                // NaN is passed over, as by `f32::max`.
+                acc = if max { s.f_max(v, acc) } else { s.f_add(acc, v) };
                 i += S::LANES;
             }
             while i < self.n {

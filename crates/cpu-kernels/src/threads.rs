@@ -1,5 +1,6 @@
 //! The thread pool: a program runs as one parallel region, with barriers between its steps.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -103,7 +104,8 @@ impl ThreadPool {
                 stop: AtomicBool::new(false),
             })
         };
-        for threads in (2..=threads.max(1)).rev() {
+        let mut threads = threads;
+        while threads > 1 {
             let state = shared(threads);
             let mut workers = Vec::new();
             for index in 1..threads {
@@ -118,6 +120,7 @@ impl ThreadPool {
             if pool.workers.len() + 1 == threads {
                 return pool;
             }
+            threads = pool.workers.len() + 1;
         }
         ThreadPool { shared: shared(1), workers: Vec::new(), turn: Mutex::new(()) }
     }
@@ -133,8 +136,15 @@ impl ThreadPool {
     /// # Panics
     /// When the function panics on a worker. (A panic on some threads only, with a barrier ahead, would hang: kernels do not panic.)
     pub fn run(&self, region: &(dyn Fn(Worker<'_>) + Sync)) {
-        let _turn = lock(&self.turn);
         let shared = &*self.shared;
+        let this = std::ptr::from_ref(shared);
+        if INSIDE.get() == this {
+            // A user's function called from a region: the other threads are busy with that.
+            let barrier = Barrier { threads: 1, arrived: AtomicUsize::new(0), generation: AtomicUsize::new(0) };
+            return region(Worker { index: 0, count: 1, barrier: &barrier });
+        }
+        let _turn = lock(&self.turn);
+        shared.panicked.store(false, Ordering::Release);
         let count = self.threads();
         if count > 1 {
             // SAFETY: only the lifetime changes; this function does not return before `running` is 0, when no worker holds the pointer any more.
@@ -150,9 +160,25 @@ impl ThreadPool {
             shared.wake.notify_all();
         }
         let finish = Finish(shared);
+        let inside = Inside(INSIDE.replace(this));
         region(Worker { index: 0, count, barrier: &shared.barrier });
+        drop(inside);
         drop(finish);
         assert!(!shared.panicked.swap(false, Ordering::AcqRel), "a kernel panicked on another thread");
+    }
+}
+
+thread_local! {
+    /// The pool whose region this thread is in.
+    static INSIDE: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+}
+
+/// Sets [`INSIDE`] back, also when the region panics.
+struct Inside(*const Shared);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(self.0);
     }
 }
 
@@ -170,6 +196,7 @@ impl Drop for Finish<'_> {
 }
 
 fn work(shared: &Shared, index: usize) {
+    INSIDE.set(shared);
     let mut seen = 0;
     loop {
         let mut spins = 0;
@@ -236,6 +263,22 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn a_region_inside_of_a_region_runs_on_its_thread_alone() {
+        let pool = ThreadPool::new(3);
+        let ran = AtomicUsize::new(0);
+        for _ in 0..20 {
+            pool.run(&|_| {
+                pool.run(&|worker| {
+                    worker.barrier();
+                    assert_eq!((worker.index, worker.share(5)), (0, 0..5));
+                    ran.fetch_add(1, Ordering::Relaxed);
+                });
+            });
+        }
+        assert_eq!(ran.into_inner(), 60);
     }
 
     #[test]

@@ -66,7 +66,11 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
             match (&node.op, i) {
                 (Op::MatMul(op), 1) if op.transpose_b => uses.matrix = true,
                 (Op::MatMul(_), 1) => uses.transposed_matrix = true,
-                (Op::Gather(_), 0) => uses.table = true,
+                // Of a vector each element is a row, and not one of the weight's.
+                (Op::Gather(_), 0) => match graph.weight_of(id) {
+                    Some(weight) if weight.shape().len() > 1 => uses.table = true,
+                    _ => uses.plain = true,
+                },
                 _ => uses.plain = true,
             }
         }

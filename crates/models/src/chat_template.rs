@@ -15,27 +15,33 @@
 //! ```
 //!
 //! A template is a program that came with a file. It can reach nothing but its arguments and the
-//! date. Its length, its steps, its nesting and its output are limited, and it runs on a stack of
-//! its own that is as deep as it can nest. What minijinja has no limit for is the memory of a
-//! single value: a template that joins a string with itself thirty times gets its gigabyte.
+//! date. Its length, its steps, its nesting, its output, the values that filters and methods make,
+//! and its time are limited, and it runs on a stack of its own that is as deep as it can nest. What
+//! minijinja has no limit for is what `+` and `~` make: a template that joins a string with itself
+//! thirty times gets its gigabyte, until its time is over.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
-use minijinja::value::Kwargs;
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, ErrorKind, State, Value, filters};
 use serde::Serialize;
 
 /// The template that most models follow that have none in their file.
 pub const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message.role }}\n\
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// The name of the threads that templates run on. What panics there is the template engine, and becomes an error: panic hooks can
+/// leave it out.
+pub const THREAD_NAME: &str = "chat template";
 
 /// How many bytes a template may have: four times the longest that is known.
 const LONGEST_SOURCE: usize = 64 << 10;
@@ -51,6 +57,18 @@ const RECURSION: usize = 100;
 
 /// How many bytes a template may write.
 const LONGEST_OUTPUT: usize = 64 << 20;
+
+/// How many bytes or items a filter or method may make.
+const LARGEST_VALUE: usize = 16 << 20;
+
+/// How many parts of a value may be written at once, and how deep they may nest.
+const MOST_PARTS: usize = 1 << 20;
+const DEEPEST_PART: usize = 20_000;
+
+/// How long a template may take. Published ones take less than a millisecond.
+fn longest_time(messages: usize) -> Duration {
+    Duration::from_secs(3) + Duration::from_millis(5) * u32::try_from(messages).unwrap_or(u32::MAX).min(10_000)
+}
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -132,6 +150,12 @@ pub enum ChatTemplateError {
     /// The template writes more text than any model reads.
     #[error("the chat template was stopped after {LONGEST_OUTPUT} bytes of text")]
     TooMuchText,
+    /// The template takes more time than a template needs. What it holds is given back when it ends, if it does.
+    #[error("the chat template was stopped after {} seconds", .limit.as_secs())]
+    TooMuchTime {
+        /// How long it had.
+        limit: Duration,
+    },
 }
 
 fn at_line(line: &Option<usize>) -> String {
@@ -158,7 +182,14 @@ impl ChatTemplate {
         environment.set_lstrip_blocks(true);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|output, state, value| {
+            writable(value)?;
+            minijinja::escape_formatter(output, state, value)
+        });
+        environment.set_unknown_method_callback(method);
+        bound_filters(&mut environment);
+        // Writes all that there is, and is not of the dialect.
+        environment.remove_global("debug");
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
         environment.add_function("raise_exception", raise_exception);
@@ -167,8 +198,9 @@ impl ChatTemplate {
             return Err(ChatTemplateError::TooLong { bytes: source.len() });
         }
         let source = without_generation_tags(source).into_owned();
-        let add = || environment.add_template_owned(NAME, source);
-        on_stack_for(LONGEST_SOURCE, add)?.map_err(|error| {
+        let add = move || environment.add_template_owned(NAME, source).map(|()| environment);
+        let added = on_stack_for(LONGEST_SOURCE, longest_time(0), add)?;
+        let environment = added.map_err(|error| {
             let message = description(&error);
             ChatTemplateError::Syntax { line: error.line(), message }
         })?;
@@ -204,7 +236,9 @@ impl ChatTemplate {
         environment.set_fuel(Some(steps));
         // A step can nest a list one deeper.
         let levels = usize::try_from(steps).unwrap_or(usize::MAX);
-        on_stack_for(levels, || run(&environment, messages, options, steps))?
+        let (messages, options) = (messages.to_vec(), options.clone());
+        let limit = longest_time(messages.len());
+        on_stack_for(levels, limit, move || run(&environment, &messages, &options, steps))?
     }
 }
 
@@ -241,17 +275,36 @@ fn run(
 /// minijinja reads, compares, prints and drops what is nested by recursion. A level takes 400 bytes
 /// of stack in an optimized build and 1,700 in one that is not. Memory that is not touched is not
 /// taken.
-fn on_stack_for<T: Send>(levels: usize, work: impl FnOnce() -> T + Send) -> Result<T, ChatTemplateError> {
+///
+/// Work that takes longer than `limit` is left alone: nothing can end a thread from outside.
+fn on_stack_for<T: Send + 'static>(
+    levels: usize,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ChatTemplateError> {
     const LEVEL: usize = 2 << 10;
     const OTHERS: usize = 16 << 20;
     const MOST: usize = if usize::BITS < 64 { 256 << 20 } else { 1 << 30 };
     let bytes = levels.saturating_mul(LEVEL).saturating_add(OTHERS).min(MOST);
-    thread::scope(|scope| {
-        let builder = thread::Builder::new().name("chat template".into()).stack_size(bytes);
-        let running = builder.spawn_scoped(scope, work).map_err(|error| without_line(&error))?;
+    let (sender, receiver) = mpsc::channel();
+    let builder = thread::Builder::new().name(THREAD_NAME.into()).stack_size(bytes);
+    let running = builder
+        .spawn(move || {
+            let _nobody_waits_any_more = sender.send(work());
+        })
+        .map_err(|error| without_line(&error))?;
+    match receiver.recv_timeout(limit) {
+        Ok(result) => {
+            // The thread still has to go: what it borrowed of the process's memory goes with it.
+            let _sent_and_done = running.join();
+            Ok(result)
+        }
+        Err(RecvTimeoutError::Timeout) => Err(ChatTemplateError::TooMuchTime { limit }),
         // minijinja panics on some expressions, such as the reverse of an empty list.
-        running.join().map_err(|_| without_line(&"an expression that the template engine has no answer to"))
-    })
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(without_line(&"an expression that the template engine has no answer to"))
+        }
+    }
 }
 
 fn without_line(message: &dyn fmt::Display) -> ChatTemplateError {
@@ -301,7 +354,7 @@ fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
 fn failure(error: &minijinja::Error, steps: u64) -> ChatTemplateError {
     let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
     if let Some(raised) = causes.find_map(|cause| cause.downcast_ref::<Raised>()) {
-        return ChatTemplateError::Refused { message: raised.0.clone() };
+        return ChatTemplateError::Refused { message: printable(&raised.0) };
     }
     match error.kind() {
         ErrorKind::OutOfFuel => ChatTemplateError::TooManySteps { steps },
@@ -309,15 +362,136 @@ fn failure(error: &minijinja::Error, steps: u64) -> ChatTemplateError {
     }
 }
 
+/// Foreign words, fit for one message on a terminal: no control characters, and not too many.
+fn printable(text: &str) -> String {
+    const LONGEST: usize = 1000;
+    let mut result: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        result.push('…');
+    }
+    result
+}
+
 fn description(error: &minijinja::Error) -> String {
     match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
+        Some(detail) => format!("{}: {}", error.kind(), printable(detail)),
         None => error.kind().to_string(),
     }
 }
 
 fn invalid(error: impl fmt::Display) -> minijinja::Error {
     minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string())
+}
+
+/// Puts limits before the filters that make much of little.
+fn bound_filters(environment: &mut Environment<'_>) {
+    let mut bound = |name: &'static str, filter: Value, size: fn(&[Value]) -> usize| {
+        environment.add_filter(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
+            within_limit(size(&arguments))?;
+            filter.call(state, &arguments)
+        });
+    };
+    bound("replace", Value::from_function(filters::replace), replaced_size);
+    bound("join", Value::from_function(filters::join), |arguments| match arguments {
+        [items, joiner, ..] => joined_size(items, joiner),
+        [items] => joined_size(items, &Value::from("")),
+        [] => 0,
+    });
+    bound("indent", Value::from_function(filters::indent), |arguments| {
+        let [text, ..] = arguments else { return 0 };
+        let lines = text.as_str().map_or(1, |text| 1 + text.matches('\n').count());
+        lines.saturating_mul(number(arguments, 1, "width"))
+    });
+    // Each part is a list.
+    const PART: usize = 64;
+    bound("batch", Value::from_function(filters::batch), |arguments| {
+        number(arguments, 1, "count").saturating_mul(PART)
+    });
+    bound("slice", Value::from_function(filters::slice), |arguments| {
+        number(arguments, 1, "count").saturating_mul(PART)
+    });
+    bound("format", Value::from_function(filters::format), |arguments| arguments.first().map_or(0, widths));
+    for (name, filter) in
+        [("string", Value::from_function(filters::string)), ("pprint", Value::from_function(filters::pprint))]
+    {
+        environment.add_filter(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
+            arguments.first().map_or(Ok(()), writable)?;
+            filter.call(state, &arguments)
+        });
+    }
+}
+
+/// The methods of Python's types, with the same limits.
+fn method(state: &State<'_, '_>, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, minijinja::Error> {
+    let size = match (name, arguments) {
+        ("replace", [from, to, ..]) => replaced_size(&[value.clone(), from.clone(), to.clone()]),
+        ("join", [items, ..]) => joined_size(items, value),
+        ("format", _) => widths(value),
+        _ => 0,
+    };
+    within_limit(size)?;
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+fn within_limit(size: usize) -> Result<(), minijinja::Error> {
+    if size <= LARGEST_VALUE {
+        return Ok(());
+    }
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, "the result is too large"))
+}
+
+fn replaced_size(arguments: &[Value]) -> usize {
+    let length = |at: usize| arguments.get(at).and_then(Value::as_str).map_or(0, str::len);
+    let (text, from, to) = (length(0), length(1), length(2));
+    // Nothing is found before each character and at the end.
+    let found = text.checked_div(from).unwrap_or(text + 1);
+    found.saturating_mul(to).saturating_add(text)
+}
+
+fn joined_size(items: &Value, joiner: &Value) -> usize {
+    let between = joiner.as_str().map_or(0, str::len).saturating_mul(items.len().unwrap_or(0));
+    let own = match items.kind() {
+        ValueKind::Seq => items.try_iter().map_or(0, |items| items.map(|item| item.as_str().map_or(0, str::len)).sum()),
+        _ => 0usize,
+    };
+    between.saturating_add(own)
+}
+
+/// The number of an argument that may have a name; 0 where there is none.
+fn number(arguments: &[Value], at: usize, name: &str) -> usize {
+    let named = || Kwargs::try_from(arguments.last()?.clone()).ok()?.peek::<usize>(name).ok();
+    arguments.get(at).and_then(Value::as_usize).or_else(named).unwrap_or(0)
+}
+
+/// What the widths in a format come to: no text that is meant for a model is padded by more than three digits.
+fn widths(format: &Value) -> usize {
+    let is_wide =
+        |text: &str| text.contains('*') || text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
+    if format.as_str().is_some_and(is_wide) { usize::MAX } else { 0 }
+}
+
+/// Refuses what has too many parts, or none that is the innermost: a namespace may hold itself.
+fn writable(value: &Value) -> Result<(), minijinja::Error> {
+    let is_list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Map);
+    if !is_list(value) {
+        return Ok(());
+    }
+    let mut waiting = vec![(value.clone(), 0)];
+    let mut parts = 0;
+    while let Some((value, depth)) = waiting.pop() {
+        let is_map = value.kind() == ValueKind::Map;
+        for item in value.try_iter()? {
+            parts += 1;
+            if parts > MOST_PARTS || depth > DEEPEST_PART {
+                return Err(invalid("a value with too many parts to be written"));
+            }
+            let item = if is_map { value.get_item(&item)? } else { item };
+            if is_list(&item) {
+                waiting.push((item, depth + 1));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// As in Python, where nothing cannot be iterated over (minijinja takes it for an empty list):
@@ -343,6 +517,7 @@ fn to_json(value: &Value, arguments: Kwargs) -> Result<String, minijinja::Error>
         let _: Option<Value> = arguments.get(ignored)?;
     }
     arguments.assert_all_used()?;
+    writable(value)?;
     let item = if indent.is_some() { "," } else { ", " };
     let (item, key) = separators.unwrap_or((item.to_owned(), ": ".to_owned()));
     let mut json = Vec::new();
@@ -560,6 +735,51 @@ mod tests {
         assert_eq!(render(much), Err(ChatTemplateError::TooMuchText));
         let bytes = LONGEST_SOURCE + 1;
         assert_eq!(render(&" ".repeat(bytes)), Err(ChatTemplateError::TooLong { bytes }));
+    }
+
+    #[test]
+    fn values_that_grow_without_end_are_stopped() {
+        let nested = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}";
+        for source in [
+            "{{ ('a' * 100000).replace('', 'b' * 100000) | length }}",
+            "{{ ('a' * 100000) | replace('a', 'b' * 100000) | length }}",
+            "{{ range(99999) | join('a' * 10000) | length }}",
+            "{{ ('a' * 10000).join(['b'] * 99999) | length }}",
+            "{{ 'a\nb' | indent(100000000000) }}",
+            "{{ 'a\nb' | indent(width=100000000000) }}",
+            "{{ [1] | batch(100000000000, 'x') | list | length }}",
+            "{{ [1] | slice(1000000000, 'x') | list | length }}",
+            "{{ '%1000000000d' | format(1) }}",
+            "{% set n = namespace() %}{% set n.x = n %}{{ n }}",
+            "{% set n = namespace() %}{% set n.x = [n] %}{{ n | tojson }}",
+            "{% set n = namespace() %}{% set n.x = n %}{{ n | string }}",
+            &format!("{nested}{{{{ n.x }}}}"),
+            &format!("{nested}{{{{ n.x | tojson | length }}}}"),
+        ] {
+            let (_, message) = failed(render(source));
+            assert!(message.contains("too "), "{source}: {message}");
+        }
+        assert_eq!(
+            render("{{ 'a\nb' | indent(2) }} {{ '%5d' | format(1) }} {{ 'a.b'.replace('.', '-') }}").unwrap(),
+            "a\n  b     1 a-b"
+        );
+        assert_eq!(
+            render("{{ [1, 2, 3] | batch(2) | list }} {{ ['a', 'b'] | join(', ') }}").unwrap(),
+            "[[1, 2], [3]] a, b"
+        );
+    }
+
+    #[test]
+    fn work_that_takes_too_long_is_left_alone() {
+        let limit = Duration::from_millis(20);
+        let result = on_stack_for(1, limit, || thread::sleep(Duration::from_secs(5)));
+        assert_eq!(result, Err(ChatTemplateError::TooMuchTime { limit }));
+    }
+
+    #[test]
+    fn what_a_template_says_is_fit_for_a_terminal() {
+        let error = render("{{ raise_exception('no\x1b[31m' + 'x' * 100000) }}").unwrap_err().to_string();
+        assert!(error.len() < 1100 && !error.contains('\x1b'), "{error}");
     }
 
     #[test]

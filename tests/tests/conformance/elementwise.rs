@@ -48,6 +48,7 @@ fn unary_functions_agree_where_they_saturate() {
         -3e38,
         f32::INFINITY,
         f32::NEG_INFINITY,
+        f32::NAN,
     ];
     for op in [Unary::Neg, Unary::Abs, Unary::Tanh, Unary::Sigmoid, Unary::Relu, Unary::Sqrt, Unary::Exp, Unary::Log] {
         let mut graph = Graph::new("saturation");

@@ -64,6 +64,26 @@ fn what_exceeds_the_bounds_or_has_none_is_refused() {
 }
 
 #[test]
+fn an_extent_that_grows_as_its_symbol_falls_is_refused_beyond_what_was_planned() {
+    let mut graph = Graph::new("falling");
+    let a = graph.input("a", DType::F32, &[Dim::sym("rows")]);
+    let b = graph.input("b", DType::F32, &[Dim::Num(512).sub(Dim::sym("rows"))]);
+    for x in [a, b] {
+        let y = graph.add("y", Op::Unary(Unary::Abs), &[x]).expect("a function");
+        graph.output(y);
+    }
+    let graph = Arc::new(graph);
+    for candidate in candidates() {
+        let bounds = Bindings::new().with("rows", 256);
+        let mut loaded = load(&*candidate.backend, &graph, 1, &bounds).expect("it loads");
+        let mut random = Random::new(1);
+        assert!(loaded.run(&[random.f32(&[256]), random.f32(&[256])]).is_ok());
+        let result = loaded.run(&[random.f32(&[1]), random.f32(&[511])]);
+        assert!(matches!(result, Err(BackendError::Bound { .. })), "{result:?}");
+    }
+}
+
+#[test]
 fn parts_of_different_models_are_refused() {
     let (a, b) = (product(4), Decoder::default().graph());
     let bounds = Decoder::bounds();

@@ -23,6 +23,20 @@ fn rows_of_tables_of_every_dtype_are_moved_and_decoded_exactly() {
 }
 
 #[test]
+fn elements_of_a_vector_are_gathered() {
+    for (i, dtype) in [DType::F32, DType::F16, DType::I32].into_iter().enumerate() {
+        let mut random = Random::new(70 + i as u64);
+        let mut graph = Graph::new("gather");
+        let table = graph.weight("table", random.weight(dtype, &[10]));
+        let indices = graph.input("indices", DType::I32, &[Dim::sym("rows")]);
+        let y = graph.add("y", Op::Gather(Gather), &[table, indices]).expect("a gather");
+        graph.output(y);
+        let steps = vec![vec![random.i32_below(5, 10)]];
+        Case::new(graph, Bindings::new().with("rows", 5), steps).exact().check();
+    }
+}
+
+#[test]
 fn rows_of_more_than_one_extent_and_of_computed_values_are_moved_exactly() {
     let mut random = Random::new(50);
     let mut graph = Graph::new("gather");

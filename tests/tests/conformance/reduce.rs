@@ -36,6 +36,15 @@ fn the_first_of_equals_is_the_largest() {
 }
 
 #[test]
+fn what_is_no_number_stays_none_and_hides_no_maximum() {
+    let mut case = all(48, &[1], 1);
+    let mut row = [0.0f32; 48];
+    (row[0], row[16], row[32]) = (100.0, f32::NAN, 1.0);
+    case.steps = vec![vec![Tensor::from_slice(&[1, 48], &row).expect("a small tensor")]];
+    case.check();
+}
+
+#[test]
 fn a_softmax_over_masked_elements_agrees() {
     let mut case = all(20, &[1], 1);
     let row: Vec<f32> = (0..20).map(|i| if i % 3 == 0 { -1e30 } else { i as f32 * 0.1 }).collect();

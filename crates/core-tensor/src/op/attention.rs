@@ -61,7 +61,7 @@ impl Operator for Attention {
         let ([k_heads, k_dim], [v_heads, v_dim]) = (&k.row[..], &v.row[..]) else {
             return Err(OpError::Shape("the rows of K and V must be [n_kv, head_dim]".into()));
         };
-        if k_heads != v_heads || *k_heads == 0 || !heads.is_multiple_of(*k_heads) || k_dim != head_dim {
+        if k_heads != v_heads || *k_heads == 0 || *heads == 0 || !heads.is_multiple_of(*k_heads) || k_dim != head_dim {
             return Err(OpError::Shape(format!(
                 "q {} does not fit K rows [{k_heads}, {k_dim}] and V rows [{v_heads}, {v_dim}]",
                 show(q)

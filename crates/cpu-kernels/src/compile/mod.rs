@@ -11,7 +11,7 @@ use crate::elementwise::{BinaryStep, Gated, UnaryStep};
 use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
 use crate::norm::RmsNorm;
-use crate::program::{CpuProgram, CpuWeightsHandle, Step};
+use crate::program::{CpuProgram, CpuWeightsHandle, Extents, Step};
 use crate::reduce::{ReduceRows, RowKind};
 use crate::rope::{Rope, RopeTable};
 use crate::shape::{Move, Whole};
@@ -124,6 +124,7 @@ pub(crate) fn compile(
             reason,
         })?;
     }
+    let largest = largest_extents(graph, bounds)?;
     let mut readers = vec![Vec::new(); graph.values().len()];
     for (i, node) in graph.nodes().iter().enumerate() {
         node.inputs.iter().flatten().for_each(|id| readers[id.index()].push(i));
@@ -162,8 +163,25 @@ pub(crate) fn compile(
         plan,
         counters,
         row_inputs: graph.row_inputs(),
+        largest,
         extents: Mutex::new(None),
     })
+}
+
+/// Every value's extents at the bounds: what memory is planned for.
+fn largest_extents(graph: &Graph, bounds: &Bindings) -> Result<Extents, BackendError> {
+    let extents = |id: ValueId| {
+        let Some((_, shape)) = graph.tensor_type(id) else { return Ok(Vec::new()) };
+        let shape = eval_shape(shape, bounds).map_err(core_tensor::GraphError::from)?;
+        // With this no product of extents and small numbers overflows, also where another extent is 0.
+        let elements = shape.iter().try_fold(1usize, |product, extent| product.checked_mul((*extent).max(1)));
+        if elements.is_none_or(|elements| elements > isize::MAX as usize >> 12) {
+            let reason = format!("extents {shape:?} are too large");
+            return Err(BackendError::Bound { symbol: graph.value(id).name.clone(), reason });
+        }
+        Ok(shape)
+    };
+    graph.value_ids().map(extents).collect()
 }
 
 impl Compiler<'_> {

@@ -145,7 +145,8 @@ fn packed_bytes(dtype: DType, n: usize, k: usize) -> Result<usize, PackError> {
         }
     );
     let bytes = group_bytes.and_then(|bytes| bytes.checked_mul(n.div_ceil(GROUP)));
-    bytes.filter(|bytes| *bytes <= isize::MAX as usize / 2).ok_or(shape)
+    // Weights without extent take no bytes, but their groups are counted.
+    bytes.filter(|bytes| *bytes <= isize::MAX as usize / 2 && (*bytes > 0 || n <= 1 << 24)).ok_or(shape)
 }
 
 impl PackedMatrixBuilder {

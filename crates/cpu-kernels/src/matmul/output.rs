@@ -46,6 +46,9 @@ impl<'a> Output<'a> {
     /// `y` is valid there, and the bias has `first + count` elements.
     #[inline(always)]
     pub(super) unsafe fn store<S: Simd>(&self, s: S, row: usize, column: usize, first: usize, count: usize, v: S::F) {
+        if count == 0 {
+            return;
+        }
         // SAFETY: the caller's.
         unsafe {
             let p = self.y.add(row * self.row_stride + column);
@@ -58,7 +61,7 @@ impl<'a> Output<'a> {
                     v = s.f_add(v, s.f_load(p));
                 }
                 s.f_store(p, v);
-            } else if count > 0 {
+            } else {
                 if let Some(bias) = self.bias {
                     v = s.f_add(v, s.f_load_first(bias.as_ptr().add(first), count));
                 }

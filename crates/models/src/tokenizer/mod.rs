@@ -404,7 +404,9 @@ impl Style {
                 Style::byte_pairs(name)
             }
             "gemma4" => Style::byte_pairs("gemma4"),
-            model => Err(TokenizerError::UnsupportedModel { model: model.to_owned(), supported: MODELS }),
+            model => {
+                Err(TokenizerError::UnsupportedModel { model: model.chars().take(64).collect(), supported: MODELS })
+            }
         }
     }
 

@@ -255,6 +255,8 @@ fn broken_vocabularies_are_refused_with_their_fault() {
         error(&|v| v.model = "bert"),
         r#"tokenizer model "bert" is not supported (supported: gpt2, llama, gemma4)"#
     );
+    const LONG: &str = include_str!("tests.rs");
+    assert!(error(&|v| v.model = LONG).len() < 300);
     assert!(
         error(&|v| v.pre = Some("klingon"))
             .starts_with(r#"pre-tokenizer "klingon" is not known (known: default, gpt-2, "#)
