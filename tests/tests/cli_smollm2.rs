@@ -116,6 +116,38 @@ fn ids_of_prompt_and_answer_are_those_of_llama_cpp() {
     assert_eq!(answer["stop_reason"], "max_tokens");
 }
 
+/// What llama.cpp continues the fixture's prompts with, on the same weights in f32.
+#[test]
+fn greedy_continuations_are_those_of_llama_cpp() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
+    let prompts = fs::read_to_string(format!("{folder}/smollm2-prompts.txt")).unwrap();
+    let expected: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{folder}/smollm2-greedy.json")).unwrap()).unwrap();
+    let expected = expected.as_array().unwrap();
+    assert_eq!(prompts.lines().count(), expected.len());
+    // Both activations; and by how much the best token must lead for the same to be chosen: arithmetic in f32 differs by far less than 0.05,
+    // and rounding to 8 bits moves the logits of so small a model by some tenths.
+    for (activations, lead, at_least) in [("f32", 0.05, 280), ("q8", 0.4, 140)] {
+        let mut compared = 0;
+        for (prompt, expected) in prompts.lines().map(|line| line.replace("\\n", "\n")).zip(expected) {
+            let arguments = ["-p", &prompt, "-n", "32", "--temperature", "0", "--json", "--activations", activations];
+            let answer = object("generate", &arguments);
+            assert_eq!(answer["prompt_tokens"], expected["prompt_tokens"], "{prompt}");
+            let (tokens, reference) = (answer["tokens"].as_array().unwrap(), expected["tokens"].as_array().unwrap());
+            for (i, (token, reference)) in tokens.iter().zip(reference).enumerate() {
+                let gap = expected["gaps"][i].as_f64().unwrap();
+                if token != reference && gap < lead {
+                    println!("{activations}: {prompt:?}: {token} instead of {reference} at {i}, whose lead is {gap}");
+                    break;
+                }
+                assert_eq!(token, reference, "{activations}: {prompt:?} at {i}, whose lead is {gap}");
+                compared += 1;
+            }
+        }
+        assert!(compared >= at_least, "{activations}: only {compared} tokens could be compared");
+    }
+}
+
 #[test]
 fn a_stop_text_ends_the_answer_and_is_not_part_of_it() {
     let arguments = ["-p", QUESTION, "--temperature", "0", "--stop", " France", "--stop", "nowhere", "--json"];

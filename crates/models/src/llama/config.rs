@@ -236,10 +236,11 @@ impl LlamaConfig {
 /// The tokens that the model knows: rows of the embedding, which the vocabulary may not exceed (it may be smaller: some
 /// models are padded).
 fn vocabulary(keys: &Keys<'_>) -> Result<usize, Error> {
-    let rows = keys.gguf.tensor_info("token_embd.weight").and_then(|info| info.shape().first().copied());
-    // Without the embedding, the list of missing tensors is the message to give: any size will do.
-    let rows = rows.unwrap_or(1);
-    if let Some(size) = keys.optional_extent("vocab_size")?
+    let rows = |name: &str| keys.gguf.tensor_info(name).and_then(|info| info.shape().first().copied());
+    let size = keys.optional_extent("vocab_size")?;
+    // Without the embedding, the list of missing tensors is the message to give: what else tells the size, or any, will do.
+    let rows = rows("token_embd.weight").or_else(|| rows("output.weight")).or(size).unwrap_or(1);
+    if let Some(size) = size
         && size > rows
     {
         return Err(keys.error("vocab_size", format!("{size} tokens, and the embedding has {rows} rows")));
