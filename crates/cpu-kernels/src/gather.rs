@@ -1,5 +1,7 @@
 //! Gathering rows.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use core_tensor::op::OpError;
 use core_tensor::{DType, ValueId};
 
@@ -13,7 +15,12 @@ pub(crate) struct GatherRows {
     pub(crate) indices: ValueId,
     pub(crate) y: ValueId,
     pub(crate) dtype: DType,
+    /// Rows read from the weight's file.
+    pub(crate) read: AtomicUsize,
 }
+
+/// After so many rows the pages of a weight's file are let go: the system maps some around each that is read.
+const RELEASE_ROWS: usize = 64;
 
 impl Step for GatherRows {
     fn describe(&self) -> String {
@@ -58,6 +65,9 @@ impl GatherRows {
             }
             return;
         };
+        if self.read.fetch_add(1, Ordering::Relaxed) % RELEASE_ROWS == RELEASE_ROWS - 1 {
+            weight.release_rows(0..weight.row_count());
+        }
         // A table of more than two extents gathers several of the weight's rows.
         let inner = weight.row_len();
         let count = row_len.checked_div(inner).unwrap_or(0);

@@ -235,6 +235,10 @@ fn pack(
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
+    // What was read ahead of a thread, in pages that another had let go.
+    for (_, weight, _) in matrices {
+        weight.release_rows(0..weight.row_count());
+    }
     // The other threads may have done it all.
     let progress = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     if cancelled.load(Ordering::Relaxed) || progress(total, total) == ControlFlow::Break(()) {

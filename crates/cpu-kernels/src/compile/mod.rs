@@ -1,6 +1,7 @@
 //! From graph to program: fusion, in-place aliases, barriers, memory plan.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use core_tensor::op::{Op, RotaryEmbedding};
@@ -307,7 +308,12 @@ impl Compiler<'_> {
                 let (data, indices) = (self.input(node, 0)?, self.input(node, 1)?);
                 let dtype = graph.tensor_type(y).map_or(DType::F32, |(dtype, _)| dtype);
                 let from = graph.tensor_type(data).map_or(DType::F32, |(dtype, _)| dtype);
-                self.draft(GatherRows { data, from, indices, y, dtype }, &[data, indices], &[y], Deal::Own);
+                self.draft(
+                    GatherRows { data, from, indices, y, dtype, read: AtomicUsize::new(0) },
+                    &[data, indices],
+                    &[y],
+                    Deal::Own,
+                );
             }
             Op::Unary(op) => {
                 let x = self.input(node, 0)?;
