@@ -1,6 +1,9 @@
 //! `cargo xtask ci`: everything that continuous integration checks, in one run.
 
+use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -77,24 +80,64 @@ fn doc(_: &mut Tests) -> Result<(), String> {
 /// Packages the crates that are published and builds each from its package. The tree is taken as
 /// it is: what is not committed yet is checked, too.
 fn package(_: &mut Tests) -> Result<(), String> {
+    let target = command::target_directory().join("package-check");
     let mut package = cargo();
-    package.args(["package", "--workspace", "--allow-dirty"]);
+    package.args(["package", "--workspace", "--allow-dirty", "--target-dir"]).arg(&target);
     let metadata = command::output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    for name in unpublished(&metadata)? {
-        package.args(["--exclude", &name]);
+    for crate_ in crates(&metadata)? {
+        if crate_.published {
+            forget(&crate_, &target)?;
+        } else {
+            package.args(["--exclude", &crate_.name]);
+        }
     }
     command::run(&mut package)
 }
 
-/// The packages that say `publish = false`, from cargo's metadata.
-fn unpublished(metadata: &str) -> Result<Vec<String>, String> {
+/// Removes what earlier runs left of a crate's package. Cargo takes a package of the same name and version for the same package:
+/// without this, crates would be built against yesterday's.
+fn forget(crate_: &Crate, target: &Path) -> Result<(), String> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
+    // The names of registries that are folders, as that of the packages is, have nothing before the dash.
+    let unpacked = entries(&home.join("registry/src"), |name| name.starts_with('-'));
+    let unpacked = unpacked.into_iter().map(|registry| registry.join(format!("{}-{}", crate_.name, crate_.version)));
+    let built = entries(&target.join("debug/.fingerprint"), |name| {
+        name.strip_prefix(&crate_.name).is_some_and(|rest| rest.starts_with('-') && !rest[1..].contains('-'))
+    });
+    for folder in unpacked.chain(built).filter(|folder| folder.exists()) {
+        fs::remove_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    Ok(())
+}
+
+/// The entries of a folder with certain names; none if there is no folder.
+fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path()).collect()
+}
+
+/// A crate of the workspace.
+#[derive(Debug, PartialEq, Eq)]
+struct Crate {
+    name: String,
+    version: String,
+    /// Whether it does not say `publish = false`.
+    published: bool,
+}
+
+/// The workspace's crates, from cargo's metadata.
+fn crates(metadata: &str) -> Result<Vec<Crate>, String> {
     let metadata: Value = serde_json::from_str(metadata).map_err(|error| format!("cargo metadata: {error}"))?;
     let packages = metadata["packages"].as_array();
     let packages = packages.ok_or("cargo metadata lists no packages")?;
     Ok(packages
         .iter()
-        .filter(|package| package["publish"].as_array().is_some_and(Vec::is_empty))
-        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .filter_map(|package| {
+            let text = |key: &str| package[key].as_str().map(str::to_owned);
+            let published = !package["publish"].as_array().is_some_and(Vec::is_empty);
+            Some(Crate { name: text("name")?, version: text("version")?, published })
+        })
         .collect())
 }
 
@@ -183,10 +226,15 @@ mod tests {
 
     #[test]
     fn only_what_says_publish_false_is_left_out_of_packaging() {
-        let metadata = r#"{"packages": [{"name": "a", "publish": null},
-            {"name": "b", "publish": []}, {"name": "c", "publish": ["x"]}]}"#;
-        assert_eq!(unpublished(metadata), Ok(vec!["b".to_owned()]));
-        assert!(unpublished("{}").is_err());
+        let metadata = r#"{"packages": [{"name": "a", "version": "1.0.0", "publish": null},
+            {"name": "b", "version": "0.1.0", "publish": []}, {"name": "c", "version": "2.0.0", "publish": ["x"]}]}"#;
+        let read: Vec<(String, bool)> = crates(metadata)
+            .unwrap()
+            .into_iter()
+            .map(|crate_| (crate_.name + " " + &crate_.version, crate_.published))
+            .collect();
+        assert_eq!(read, [("a 1.0.0".to_owned(), true), ("b 0.1.0".to_owned(), false), ("c 2.0.0".to_owned(), true)]);
+        assert!(crates("{}").is_err());
     }
 
     #[test]
