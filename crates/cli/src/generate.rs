@@ -62,12 +62,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
     let mut options = arguments.generating.options(&interrupt)?;
     let prompt = arguments.prompt()?;
+    let template = arguments.chat_template.as_deref().map(read_text).transpose()?;
     let model = model::open(&arguments.file, &arguments.compute, arguments.generating.context, &interrupt)?;
     options.context_full = arguments.generating.context_full(&model);
 
     let _busy = interrupt.busy();
     let mut failure = None;
-    let generation = arguments.generate(&model, &prompt, &options, &mut |piece| {
+    let generation = arguments.generate(&model, &prompt, template, &options, &mut |piece| {
         if arguments.json || piece.text.is_empty() {
             return ControlFlow::Continue(());
         }
@@ -118,11 +119,11 @@ impl Arguments {
         &self,
         model: &Llama,
         prompt: &str,
+        template: Option<String>,
         options: &GenerateOptions,
         on_piece: &mut dyn FnMut(Piece<'_>) -> ControlFlow<()>,
     ) -> Result<Generation, Failure> {
         if self.chat {
-            let template = self.chat_template.as_deref().map(read_text).transpose()?;
             let mut chat = model.chat(ChatOptions { system: self.system.clone(), template })?;
             return Ok(chat.send(prompt, options, on_piece)?);
         }

@@ -276,3 +276,23 @@ impl Step for Linear {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_hold_every_group_once() {
+        for parts in [&[1][..], &[0], &[17], &[36, 12, 12], &[96], &[0, 5, 0, 3], &[3_072]] {
+            for threads in [1, 2, 3, 64] {
+                for few_rows in [true, false] {
+                    let mut taken: Vec<Vec<usize>> = parts.iter().map(|groups| vec![0; *groups]).collect();
+                    for chunk in Linear::units(parts, threads, few_rows).iter().flatten() {
+                        chunk.groups.clone().for_each(|group| taken[chunk.part][group] += 1);
+                    }
+                    assert!(taken.iter().flatten().all(|count| *count == 1), "{parts:?}, {threads} threads");
+                }
+            }
+        }
+    }
+}

@@ -353,6 +353,26 @@ fn gated_activations() {
     });
 }
 
+/// More outputs and more rows than the tiles of any kernel have.
+#[test]
+fn wide_gated_activations_of_many_rows() {
+    for dtype in [DType::F32, DType::F16, DType::BF16, Q4_0] {
+        let mut random = Random::new(3);
+        let mut graph = Graph::new("wide");
+        let x = graph.input("x", DType::F32, &[Dim::sym("rows"), WIDTH.into()]);
+        let [gate, up] = ["gate", "up"].map(|name| {
+            let w = graph.weight(name, random.weight(dtype, &[2_200, WIDTH]));
+            graph.add(name, Op::MatMul(MatMul { transpose_b: true }), &[x, w]).expect("a product")
+        });
+        let gated = Op::GatedActivation(GatedActivation { activation: Unary::Silu });
+        let y = graph.add("y", gated, &[gate, up]).expect("a gated activation");
+        graph.output(y);
+        let steps = [1, 3, 4, 5, 33, 300].map(|rows| vec![random.f32(&[rows, WIDTH])]);
+        let tolerance = if dtype.is_block() { EIGHT_BITS } else { 1e-7 };
+        Case::new(graph, Bindings::new().with("rows", 300), steps.into()).within(tolerance).check();
+    }
+}
+
 #[test]
 fn chains_in_place_with_later_readers() {
     check("a chain", |s, _, x, _| {
