@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod fetch;
 mod package;
+mod shaders;
 mod tools;
 
 use std::env;
@@ -44,6 +45,12 @@ const TASKS: &[Task] = &[
         about: "measure speed and memory, beside a peer in the same run",
         usage: bench::USAGE,
         main: bench::main,
+    },
+    Task {
+        name: "shaders",
+        about: "compile the shaders to the SPIR-V that is committed",
+        usage: shaders::USAGE,
+        main: shaders::main,
     },
     Task {
         name: "doctor",

@@ -1,0 +1,1 @@
+//! The Vulkan backend, written for GCN4.
