@@ -8,6 +8,7 @@ mod command;
 mod demo;
 mod doctor;
 mod fetch;
+mod gcn4;
 mod package;
 mod shaders;
 mod tools;
@@ -51,6 +52,12 @@ const TASKS: &[Task] = &[
         about: "compile the shaders to the SPIR-V that is committed",
         usage: shaders::USAGE,
         main: shaders::main,
+    },
+    Task {
+        name: "gcn4",
+        about: "show what the shaders become on GCN4 and check it against the budget",
+        usage: gcn4::USAGE,
+        main: gcn4::main,
     },
     Task {
         name: "doctor",
