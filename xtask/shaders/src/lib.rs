@@ -21,5 +21,6 @@ pub fn spirv() -> PathBuf {
 
 /// The folder of the crate that the shaders belong to.
 pub fn gpu_polaris() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/gpu-polaris")
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).join("crates/gpu-polaris")
 }

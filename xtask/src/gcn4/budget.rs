@@ -32,8 +32,7 @@ const LIMITS: [Limit; 7] = [
     Limit { key: "max_code", figure: |row| Some(row.code.into()), least: false },
     Limit { key: "min_waves", figure: |row| Some(row.waves.min(row.driver_waves).into()), least: true },
     Limit { key: "max_valu_per_unit", figure: Figures::valu_per_unit, least: false },
-    // Elsewhere the multiplications are not what the loop is for.
-    Limit { key: "min_mac_share", figure: |row| row.mac_share().filter(|share| *share >= 0.5), least: true },
+    Limit { key: "min_mac_share", figure: Figures::mac_share, least: true },
     Limit {
         key: "max_lds_share",
         figure: |row| row.lds_share().filter(|_| row.main.is_some_and(|main| main.mix.lds > 0 && main.mix.mac > 0)),
@@ -57,6 +56,11 @@ impl Limit {
     }
 }
 
+/// Whether a limit has this key.
+pub(super) fn is_limit(key: &str) -> bool {
+    LIMITS.iter().any(|limit| limit.key == key)
+}
+
 /// The budget file.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Budget {
@@ -70,7 +74,10 @@ impl Budget {
     /// The budget in which these rows just fit.
     pub(super) fn of(driver: &str, all: &[Figures]) -> Self {
         let limits = |figures: &Figures| {
-            LIMITS.iter().filter_map(|limit| Some((limit.key.to_owned(), limit.of(figures)?))).collect()
+            // Where the loop is for other things, the share of multiplications says nothing.
+            let tells = |key: &str, value: f64| key != "min_mac_share" || value >= 0.5;
+            let limits = LIMITS.iter().filter_map(|limit| Some((limit.key.to_owned(), limit.of(figures)?)));
+            limits.filter(|(key, value)| tells(key, *value)).collect()
         };
         let rows = all.iter().map(|figures| (figures.name.clone(), limits(figures))).collect();
         Self { driver: driver.to_owned(), rows }
@@ -83,8 +90,7 @@ impl Budget {
         let rows = value["rows"].as_object().ok_or("it has no rows")?.iter().map(|(name, limits)| {
             let limits = limits.as_object().ok_or_else(|| format!("{name} has no limits"))?;
             let limits = limits.iter().map(|(key, limit)| {
-                let known = LIMITS.iter().any(|limit| limit.key == key);
-                let limit = limit.as_f64().filter(|_| known);
+                let limit = limit.as_f64().filter(|_| is_limit(key));
                 Ok((key.clone(), limit.ok_or_else(|| format!("{name}: {key} is no limit"))?))
             });
             Ok((name.clone(), limits.collect::<Result<_, String>>()?))
@@ -129,6 +135,23 @@ impl Budget {
         }
         wrong
     }
+}
+
+/// What misses the goals that the sources set, whatever the budget says.
+pub(super) fn goals(all: &[Figures]) -> Vec<String> {
+    let missed = all.iter().flat_map(|figures| {
+        figures.goals.iter().filter_map(move |(key, value)| {
+            let limit = LIMITS.iter().find(|limit| limit.key == key)?;
+            let name = &figures.name;
+            let Some(now) = (limit.figure)(figures) else {
+                // No shared memory keeps within every limit on it; a loop or a unit that is not found meets no goal.
+                return (!key.starts_with("max_lds")).then(|| format!("{name}: the goal {key} has no figure"));
+            };
+            let wrong = if limit.least { now < *value } else { now > *value };
+            wrong.then(|| format!("{name}: the goal {key} is {value}, and it has {now:.4}"))
+        })
+    });
+    missed.collect()
 }
 
 /// What breaks the rules that hold for every row, whatever its budget says.
@@ -183,6 +206,22 @@ mod tests {
         assert!(
             budget.check(&[unrolled], true).contains(&"matvec.q4_0: no figure for max_valu_per_unit any more".into())
         );
+    }
+
+    #[test]
+    fn a_goal_of_the_source_holds_whatever_the_budget_says() {
+        let with = |key: &str, value| Figures { goals: vec![(key.to_owned(), value)], ..example() };
+        assert_eq!(
+            goals(&[with("max_valu_per_unit", 2.6875), with("min_waves", 7.0), example()]),
+            Vec::<String>::new()
+        );
+        let missed = ["matvec.q4_0: the goal max_valu_per_unit is 2.6, and it has 2.6875"];
+        assert_eq!(goals(&[with("max_valu_per_unit", 2.6)]), missed);
+        assert_eq!(goals(&[with("min_waves", 8.0)]).len(), 1);
+        let unknown = Figures { main: None, lds: 0, ..with("min_mac_share", 0.1) };
+        assert_eq!(goals(std::slice::from_ref(&unknown)), ["matvec.q4_0: the goal min_mac_share has no figure"]);
+        let none = Figures { goals: vec![("max_lds".into(), 0.0)], ..unknown };
+        assert_eq!(goals(&[none]), Vec::<String>::new());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Figures {
     pub(super) unit: Option<Unit>,
     /// The main loop, if there is a loop.
     pub(super) main: Option<Loop>,
+    /// The limits that the source itself sets.
+    pub(super) goals: Vec<(String, f64)>,
 }
 
 impl Figures {
@@ -63,6 +65,7 @@ impl Figures {
             driver_waves: figure("Subgroups per SIMD")?.min(MAX_WAVES),
             unit: row.unit.clone(),
             main: assembly::main_loop(&compiled.assembly),
+            goals: row.goals.clone(),
         })
     }
 
@@ -208,6 +211,7 @@ pub(super) mod tests {
             driver_waves: 7,
             unit: Some(Unit { name: "weight".into(), per_trip: 32 }),
             main: Some(Loop { mix, inner: 0 }),
+            goals: Vec::new(),
         }
     }
 
@@ -222,7 +226,7 @@ pub(super) mod tests {
 
     #[test]
     fn figures_come_from_the_statistics_and_the_main_loop() {
-        let row = Row { name: "a".into(), variant: "a".into(), constants: Vec::new(), unit: None };
+        let row = Row { name: "a".into(), variant: "a".into(), constants: Vec::new(), unit: None, goals: Vec::new() };
         let names = [
             "VGPRs",
             "SGPRs",

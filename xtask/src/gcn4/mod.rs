@@ -33,8 +33,9 @@ memory, waves per SIMD, code size and what the main loop is made of: the loop wi
   --json            the figures as JSON
   --asm NAME        the assembly of one row
   --check           fail where a row exceeds crates/gpu-polaris/gcn4-budget.json, has no budget, or differs from
-                    gcn4-figures.json beside it; and always on spills, on scratch memory, on more than 32 KiB of
-                    shared memory, and on norms, softmax and reductions of more than 8 KiB of code
+                    gcn4-figures.json beside it, or misses a goal of its source. With and without --check, it fails
+                    on spills, on scratch memory, on more than 32 KiB of shared memory, and on norms, softmax and
+                    reductions of more than 8 KiB of code
   --write-budget    make the present figures the budget, and write gcn4-figures.json
   --write-figures   write gcn4-figures.json only, for figures that got better
   --shaders, --spirv  the folders of other sources and of what they compiled to
@@ -42,7 +43,9 @@ memory, waves per SIMD, code size and what the main loop is made of: the loop wi
 In a .comp file:
   //@ gcn4 unit weight 32*R [when NAME=VALUE|VALUE ..]  what a lane does in one trip of the main loop; the first that
                                                         applies counts
-  //@ gcn4 spec 0=256 1=4 [when ..]                     a row with these specialization constants, NAME@0=256,1=4";
+  //@ gcn4 spec 0=256 1=4 [when ..]                     a row with these specialization constants, NAME@0=256,1=4
+  //@ gcn4 goal max_valu_per_unit=2.7 [when ..]         limits, by their names in the budget, that --write-budget
+                                                        does not move; of each the first that applies counts";
 
 /// The limits, beside the crate's manifest.
 const BUDGET: &str = "gcn4-budget.json";
@@ -120,6 +123,7 @@ pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
     }
     let mut wrong = budget::rules(&figures);
     if options.check {
+        wrong.extend(budget::goals(&figures));
         wrong.extend(check(&folder, driver, &figures, options.only.is_none())?);
     }
     if wrong.is_empty() {

@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_missing_is_noticed() {
-        let row = Row { name: "a".into(), variant: "a".into(), constants: Vec::new(), unit: None };
+        let row = Row { name: "a".into(), variant: "a".into(), constants: Vec::new(), unit: None, goals: Vec::new() };
         let driver = "{\"driver\": \"Mesa 1\"}".to_owned();
         let answer = "{\"statistics\": {\"VGPRs\": 8}, \"assembly\": \"BB0:\"}".to_owned();
         let read = |lines: &[String]| read_answers(std::slice::from_ref(&row), lines);

@@ -2,8 +2,10 @@
 
 use xtask_shaders::variants::{Note, Variant};
 
+use super::budget;
+
 /// One row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     /// The variant's name, followed by `@0=256,1=4` where the source asks for these specialization constants.
     pub(super) name: String,
@@ -13,6 +15,8 @@ pub(super) struct Row {
     pub(super) constants: Vec<(u32, u32)>,
     /// The unit of work.
     pub(super) unit: Option<Unit>,
+    /// The limits that the source itself sets: keys of the budget and their values.
+    pub(super) goals: Vec<(String, f64)>,
 }
 
 /// What a shader works on.
@@ -27,6 +31,7 @@ pub(super) struct Unit {
 /// The rows of a variant: one, or one for each `gcn4 spec` note that applies to it.
 pub(super) fn of(variant: &Variant) -> Result<Vec<Row>, String> {
     let mut unit = None;
+    let mut goals: Vec<(String, f64)> = Vec::new();
     let mut specializations = Vec::new();
     for note in &variant.gcn4 {
         let failed = |error: String| format!("{}:{}: {error}", variant.source, note.line);
@@ -46,7 +51,13 @@ pub(super) fn of(variant: &Variant) -> Result<Vec<Row>, String> {
                     specializations.push(constants);
                 }
             }
-            _ => return Err(failed(format!("//@ gcn4 knows unit and spec, not {keyword}"))),
+            "goal" => {
+                let read = read_goals(rest).map_err(failed)?;
+                let new = read.into_iter().filter(|(key, _)| applies && goals.iter().all(|(known, _)| known != key));
+                let new: Vec<(String, f64)> = new.collect();
+                goals.extend(new);
+            }
+            _ => return Err(failed(format!("//@ gcn4 knows unit, spec and goal, not {keyword}"))),
         }
     }
     let row = |name: String, constants: Vec<(u32, u32)>| Row {
@@ -54,6 +65,7 @@ pub(super) fn of(variant: &Variant) -> Result<Vec<Row>, String> {
         variant: variant.name.clone(),
         constants,
         unit: unit.clone(),
+        goals: goals.clone(),
     };
     if specializations.is_empty() {
         return Ok(vec![row(variant.name.clone(), Vec::new())]);
@@ -105,6 +117,21 @@ fn product(expression: &str, variant: &Variant) -> Result<u64, String> {
     Ok(product)
 }
 
+/// Reads `KEY=VALUE..`, keys of the budget.
+fn read_goals(text: &str) -> Result<Vec<(String, f64)>, String> {
+    let goals = text.split_whitespace().map(|pair| {
+        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair} is not KEY=VALUE"))?;
+        let value: f64 = value.parse().map_err(|_| format!("{value} is no number"))?;
+        if budget::is_limit(key) {
+            Ok((key.to_owned(), value))
+        } else {
+            Err(format!("{key} is no limit of the budget"))
+        }
+    });
+    let goals: Vec<(String, f64)> = goals.collect::<Result<_, _>>()?;
+    if goals.is_empty() { Err("goal needs KEY=VALUE".into()) } else { Ok(goals) }
+}
+
 /// Reads `ID=VALUE..`.
 fn constants(text: &str) -> Result<Vec<(u32, u32)>, String> {
     let pair = |pair: &str| -> Option<(u32, u32)> {
@@ -148,7 +175,10 @@ mod tests {
         );
         assert_eq!(unit(&["unit weight WEIGHT"]), Err("matmul.comp:2: WEIGHT is not a whole number".into()));
         assert!(unit(&["unit weight 4294967296*4294967296"]).is_err());
-        assert_eq!(unit(&["units weight 1"]), Err("matmul.comp:2: //@ gcn4 knows unit and spec, not units".into()));
+        assert_eq!(
+            unit(&["units weight 1"]),
+            Err("matmul.comp:2: //@ gcn4 knows unit, spec and goal, not units".into())
+        );
     }
 
     #[test]
@@ -157,6 +187,15 @@ mod tests {
             ["unit weight 256 when WEIGHT=Q4_K|Q5_K", "unit weight 64 when WEIGHT=F16|Q4_0 R=3", "unit weight 8"];
         assert_eq!(unit(&notes), Ok(Some(("weight".into(), 64))));
         assert_eq!(unit(&["unit weight 1 when COLUMNS=3"]), Err("matmul.comp:2: COLUMNS is in no axis".into()));
+    }
+
+    #[test]
+    fn goals_are_limits_of_the_budget_and_the_first_that_applies_counts() {
+        let goals = |notes: &[&str]| of(&variant(notes)).map(|rows| rows[0].goals.clone());
+        let notes = ["goal max_valu_per_unit=2.7 when WEIGHT=Q4_0", "goal max_valu_per_unit=4 max_vgprs=84"];
+        assert_eq!(goals(&notes), Ok(vec![("max_valu_per_unit".into(), 2.7), ("max_vgprs".into(), 84.0)]));
+        assert_eq!(goals(&["goal max_vgpr=84"]), Err("matmul.comp:2: max_vgpr is no limit of the budget".into()));
+        assert_eq!(goals(&["goal max_vgprs=few"]), Err("matmul.comp:2: few is no number".into()));
     }
 
     #[test]

@@ -109,11 +109,10 @@ pub fn all(folder: &Path) -> Result<Vec<Variant>, String> {
 fn of_source(folder: &Path, name: &str) -> Result<Vec<Variant>, String> {
     let source = read(folder, name).map_err(|error| format!("{name}: {error}"))?;
     let notes = Notes::of(name, &source)?;
-    let version = source.lines().position(|line| line.trim_start().starts_with("#version"));
-    let version = version.ok_or_else(|| format!("{name}: there is no #version line"))?;
     let mut body = Vec::new();
     include(folder, name, &source, 0, &mut body)?;
-    // Only what stands in the source itself comes before its #version line, and that cannot be an include.
+    let version = body.iter().position(|(line, _)| line.trim_start().starts_with("#version"));
+    let version = version.ok_or_else(|| format!("{name}: there is no #version line"))?;
     let (head, tail) = body.split_at(version + 1);
     let stem = name.trim_end_matches(".comp");
 
@@ -150,8 +149,8 @@ fn read(folder: &Path, name: &str) -> Result<String, String> {
     })
 }
 
-/// Adds a file's lines, with those of the files that it includes in place of the `#include`s. Lines with notes become
-/// empty: they change nothing of what is compiled.
+/// Adds a file's lines, with those of the files that it includes in place of the `#include`s. Lines with notes are
+/// left out: they change nothing of what is compiled.
 fn include(folder: &Path, name: &str, text: &str, depth: usize, body: &mut Vec<(String, Line)>) -> Result<(), String> {
     for (index, content) in text.lines().enumerate() {
         let here = || format!("{name}:{}", index + 1);
@@ -161,8 +160,7 @@ fn include(folder: &Path, name: &str, text: &str, depth: usize, body: &mut Vec<(
             }
             let text = read(folder, included).map_err(|error| format!("{}: \"{included}\": {error}", here()))?;
             include(folder, included, &text, depth + 1, body)?;
-        } else {
-            let content = if note(content).is_some() { "" } else { content };
+        } else if note(content).is_none() {
             body.push((content.to_owned(), Line { file: name.to_owned(), line: index + 1 }));
         }
     }
