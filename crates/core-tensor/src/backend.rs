@@ -40,6 +40,20 @@ pub enum BackendError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// There is no memory on a device.
+    #[error("{device}: no memory for {bytes} bytes of {what}: {free} bytes are free, one allocation may have {largest}")]
+    NoDeviceMemory {
+        /// The device.
+        device: String,
+        /// What it was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes that were free.
+        free: u64,
+        /// Bytes of the largest single allocation.
+        largest: u64,
+    },
     /// The inputs do not fit the program.
     #[error(transparent)]
     Graph(#[from] crate::GraphError),

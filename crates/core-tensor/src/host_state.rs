@@ -3,6 +3,7 @@
 use crate::dim::Bindings;
 use crate::graph::{Graph, StateId};
 use crate::op::OpError;
+use crate::slots::Slots;
 use crate::storage::AlignedBytes;
 use crate::{BlockFormat, DType, TensorError, block};
 
@@ -89,26 +90,12 @@ struct State {
     /// Bytes of the last extent.
     head_bytes: usize,
     bytes: AlignedBytes,
-    /// For each slot the first position whose row is there: not 0 once a ring has wrapped around.
-    first: Vec<usize>,
 }
 
 impl State {
     fn offset(&self, slot: usize, head: usize, position: usize) -> usize {
         let row = if self.window.is_some() { position % self.capacity } else { position };
         ((slot * self.heads + head) * self.capacity + row) * self.head_bytes
-    }
-
-    /// Records that a row was written: a ring lost the row that lay there.
-    fn wrote(&mut self, slot: usize, position: usize) {
-        if self.window.is_some() {
-            self.first[slot] = self.first[slot].max((position + 1).saturating_sub(self.capacity));
-        }
-    }
-
-    /// Whether the rows are there that a reader at position `len` looks back at.
-    fn holds_window(&self, slot: usize, len: usize) -> bool {
-        self.window.is_none_or(|window| (len + 1).saturating_sub(window) >= self.first[slot])
     }
 }
 
@@ -135,8 +122,7 @@ pub struct StateLayout {
 /// The states of a session in host memory, `[slot][head][position][element]`.
 pub struct HostStates {
     states: Vec<State>,
-    slots: usize,
-    len: Vec<usize>,
+    slots: Slots,
 }
 
 impl HostStates {
@@ -175,10 +161,10 @@ impl HostStates {
                 heads,
                 head_bytes,
                 bytes: AlignedBytes::zeroed(bytes).ok_or(StateError::NoMemory { bytes })?,
-                first: vec![0; slots],
             });
         }
-        Ok(HostStates { states, slots, len: vec![0; slots] })
+        let account = Slots::new(slots, states.iter().map(|state| (state.capacity, state.window)));
+        Ok(HostStates { states, slots: account })
     }
 
     /// Whether these are the states that a graph declares.
@@ -195,7 +181,7 @@ impl HostStates {
     /// Slots.
     #[must_use]
     pub fn slots(&self) -> usize {
-        self.slots
+        self.slots.count()
     }
 
     /// Bytes of all states.
@@ -204,17 +190,12 @@ impl HostStates {
         self.states.iter().map(|state| state.bytes.len()).sum()
     }
 
-    fn check_slot(&self, slot: usize) -> Result<(), StateError> {
-        if slot < self.slots { Ok(()) } else { Err(StateError::Slot { slot, slots: self.slots }) }
-    }
-
     /// Positions that a slot holds.
     ///
     /// # Errors
     /// When there is no such slot.
     pub fn len(&self, slot: usize) -> Result<usize, StateError> {
-        self.check_slot(slot)?;
-        Ok(self.len[slot])
+        self.slots.len(slot)
     }
 
     /// Forgets all positions from `len` on.
@@ -222,17 +203,7 @@ impl HostStates {
     /// # Errors
     /// When the slot holds fewer, or a sliding window has moved past what would be needed.
     pub fn truncate(&mut self, slot: usize, len: usize) -> Result<(), StateError> {
-        let held = self.len(slot)?;
-        if len > held {
-            return Err(StateError::Length { slot, len: held, asked: len });
-        }
-        if len == 0 {
-            self.states.iter_mut().for_each(|state| state.first[slot] = 0);
-        } else if len < held && !self.states.iter().all(|state| state.holds_window(slot, len)) {
-            return Err(StateError::WindowMoved { slot, asked: len });
-        }
-        self.len[slot] = len;
-        Ok(())
+        self.slots.truncate(slot, len)
     }
 
     /// Makes slot `to` hold what slot `from` holds.
@@ -240,23 +211,22 @@ impl HostStates {
     /// # Errors
     /// When there is no such slot.
     pub fn copy_slot(&mut self, from: usize, to: usize) -> Result<(), StateError> {
-        self.check_slot(from)?;
-        self.check_slot(to)?;
+        self.slots.check_copy(from, to)?;
         if from == to {
             return Ok(());
         }
+        let len = self.slots.len(from)?;
         for state in &mut self.states {
             // A slot's rows are contiguous, head after head; of each head only the rows that are held are copied.
-            let rows = if state.window.is_some() { state.capacity } else { self.len[from] };
+            let rows = if state.window.is_some() { state.capacity } else { len };
             let stride = state.capacity * state.head_bytes;
             for head in 0..state.heads {
                 let source = (from * state.heads + head) * stride;
                 let target = (to * state.heads + head) * stride;
                 state.bytes.copy_within(source..source + rows * state.head_bytes, target);
             }
-            state.first[to] = state.first[from];
         }
-        self.len[to] = self.len[from];
+        self.slots.copied(from, to);
         Ok(())
     }
 
@@ -266,22 +236,18 @@ impl HostStates {
     /// When there is no such slot.
     pub fn save_slot(&self, slot: usize) -> Result<SlotSnapshot, StateError> {
         let len = self.len(slot)?;
-        let states = self
-            .states
-            .iter()
-            .map(|state| {
-                let first = state.first[slot].min(len);
-                let mut bytes = Vec::with_capacity((len - first) * state.heads * state.head_bytes);
-                for position in first..len {
-                    for head in 0..state.heads {
-                        let at = state.offset(slot, head, position);
-                        bytes.extend_from_slice(&state.bytes[at..at + state.head_bytes]);
-                    }
+        let rows = |(i, state): (usize, &State)| {
+            let first = self.slots.first(i, slot);
+            let mut bytes = Vec::with_capacity((len - first) * state.heads * state.head_bytes);
+            for position in first..len {
+                for head in 0..state.heads {
+                    let at = state.offset(slot, head, position);
+                    bytes.extend_from_slice(&state.bytes[at..at + state.head_bytes]);
                 }
-                StateRows { dtype: state.dtype, row: state.row.clone(), first, bytes }
-            })
-            .collect();
-        Ok(SlotSnapshot { len, states })
+            }
+            StateRows { dtype: state.dtype, row: state.row.clone(), first, bytes }
+        };
+        Ok(SlotSnapshot { len, states: self.states.iter().enumerate().map(rows).collect() })
     }
 
     /// Makes a slot hold what a snapshot holds. On an error the slot is unchanged.
@@ -289,116 +255,37 @@ impl HostStates {
     /// # Errors
     /// When there is no such slot, or the snapshot is of other states or of more positions than fit.
     pub fn restore_slot(&mut self, slot: usize, snapshot: &SlotSnapshot) -> Result<(), StateError> {
-        self.check_slot(slot)?;
-        if snapshot.states.len() != self.states.len() {
-            let (found, expected) = (snapshot.states.len(), self.states.len());
-            return Err(StateError::Snapshot(format!("it has {found} states, the session {expected}")));
-        }
-        if i32::try_from(snapshot.len).is_err() {
-            return Err(StateError::Snapshot(format!("it holds {} positions", snapshot.len)));
-        }
-        for (state, rows) in self.states.iter().zip(&snapshot.states) {
-            if rows.dtype != state.dtype || rows.row != state.row {
-                return Err(StateError::Snapshot(format!(
-                    "it has rows of {} {:?}, the session of {} {:?}",
-                    rows.dtype, rows.row, state.dtype, state.row
-                )));
-            }
-            let kept = snapshot.len.checked_sub(rows.first);
-            let expected = kept.and_then(|kept| kept.checked_mul(state.heads.checked_mul(state.head_bytes)?));
-            if expected != Some(rows.bytes.len()) {
-                return Err(StateError::Snapshot("its rows are not as long as it says".into()));
-            }
-            let fits = match state.window {
-                Some(window) => rows.first == 0 || snapshot.len.saturating_add(1).saturating_sub(window) >= rows.first,
-                None => rows.first == 0 && snapshot.len <= state.capacity,
-            };
-            if !fits {
-                return Err(StateError::Snapshot(format!(
-                    "{} positions from {} on do not fit a capacity of {}",
-                    snapshot.len, rows.first, state.capacity
-                )));
-            }
-        }
-        for (state, rows) in self.states.iter_mut().zip(&snapshot.states) {
-            let first =
-                rows.first.max(if state.window.is_some() { snapshot.len.saturating_sub(state.capacity) } else { 0 });
-            for position in first..snapshot.len {
+        let expected = self.states.iter().map(|s| (s.dtype, &*s.row, s.heads * s.head_bytes));
+        self.slots.check_restore(slot, snapshot, expected)?;
+        for (i, (state, rows)) in self.states.iter_mut().zip(&snapshot.states).enumerate() {
+            for position in self.slots.first_restored(i, snapshot, rows)..snapshot.len {
                 for head in 0..state.heads {
                     let from = ((position - rows.first) * state.heads + head) * state.head_bytes;
                     let at = state.offset(slot, head, position);
                     state.bytes[at..at + state.head_bytes].copy_from_slice(&rows.bytes[from..from + state.head_bytes]);
                 }
             }
-            state.first[slot] = first;
         }
-        self.len[slot] = snapshot.len;
+        self.slots.restored(slot, snapshot);
         Ok(())
     }
 
-    /// Checks a step's slots and positions before it runs: each row's slot exists; the positions of a slot increase, leave no gap after what it
-    /// holds and are inside every capacity; a ring is only continued, and no step writes more rows than it can take.
+    /// Checks a step's slots and positions before it runs ([`Slots::check_step`]).
     ///
     /// # Errors
     /// The first row that is wrong.
     pub fn check_step(&self, positions: &[i32], slots: &[i32]) -> Result<(), OpError> {
-        let mut len = self.len.clone();
-        let mut next = vec![0usize; self.slots];
-        let mut rows = vec![0usize; self.slots];
-        let ring = self.states.iter().any(|state| state.window.is_some());
-        for (position, slot) in positions.iter().zip(slots) {
-            let at = usize::try_from(*slot).ok().filter(|slot| *slot < self.slots).ok_or(OpError::Index {
-                what: "slots",
-                index: i64::from(*slot),
-                len: self.slots,
-            })?;
-            let held = len[at];
-            let fits = |p: &usize| *p <= held && *p >= next[at] && (*p == held || !ring);
-            let position = usize::try_from(*position).ok().filter(fits).ok_or(OpError::Index {
-                what: "positions that continue the slot",
-                index: i64::from(*position),
-                len: held + 1,
-            })?;
-            next[at] = position + 1;
-            len[at] = held.max(position + 1);
-            rows[at] += 1;
-            for state in &self.states {
-                let (limit, index) = match state.window {
-                    Some(window) => (state.capacity - window + 1, rows[at] - 1),
-                    None => (state.capacity, position),
-                };
-                if index >= limit {
-                    let what = if state.window.is_some() {
-                        "rows of a step over a sliding window"
-                    } else {
-                        "positions of the context"
-                    };
-                    return Err(OpError::Index { what, index: index as i64, len: limit });
-                }
-            }
-        }
-        Ok(())
+        self.slots.check_step(positions, slots)
     }
 
     /// Records that a step wrote these rows and succeeded: the slots hold them now.
     pub fn advance(&mut self, positions: &[i32], slots: &[i32]) {
-        self.overwritten(positions, slots);
-        for (position, slot) in positions.iter().zip(slots) {
-            let (Ok(position), Ok(slot)) = (usize::try_from(*position), usize::try_from(*slot)) else { continue };
-            if slot < self.slots {
-                self.len[slot] = self.len[slot].max(position + 1);
-            }
-        }
+        self.slots.advance(positions, slots);
     }
 
     /// Records that a step that failed may have written these rows: the slots do not hold them, but rings have lost what lay there.
     pub fn overwritten(&mut self, positions: &[i32], slots: &[i32]) {
-        for (position, slot) in positions.iter().zip(slots) {
-            let (Ok(position), Ok(slot)) = (usize::try_from(*position), usize::try_from(*slot)) else { continue };
-            if slot < self.slots {
-                self.states.iter_mut().for_each(|state| state.wrote(slot, position));
-            }
-        }
+        self.slots.overwritten(positions, slots);
     }
 
     /// Where a state lies, for kernels. The pointer is valid while `self` is neither dropped nor moved out of; who writes through it holds `self` mutably.
@@ -428,7 +315,7 @@ impl HostStates {
             usize::try_from(index).ok().filter(|i| *i < len).ok_or(OpError::Index { what, index: index.into(), len })
         };
         let positions = if state.window.is_some() { usize::MAX } else { state.capacity };
-        Ok((index("slots", slot, self.slots)?, index("positions of the context", position, positions)?))
+        Ok((index("slots", slot, self.slots.count())?, index("positions of the context", position, positions)?))
     }
 
     /// One head of one row as f32.

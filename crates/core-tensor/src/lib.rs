@@ -33,6 +33,7 @@ mod interpreter;
 pub mod op;
 mod plan;
 mod reference;
+mod slots;
 mod source;
 mod storage;
 mod tensor;
@@ -49,6 +50,7 @@ pub use host_state::{HostStates, SlotSnapshot, StateError, StateLayout, StateRow
 pub use interpreter::{Interpreter, InterpreterError, evaluate_constant};
 pub use plan::{BufferRequest, DeviceMemory, MemoryEstimate, MemoryPlan};
 pub use reference::ReferenceBackend;
+pub use slots::Slots;
 pub use source::WeightSource;
 pub use storage::AlignedBytes;
 pub use tensor::{Element, Tensor, TensorError, byte_len, decode_f32};

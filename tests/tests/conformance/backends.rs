@@ -6,12 +6,15 @@ use core_tensor::{Backend, BlockFormat, DType};
 use cpu_kernels::matmul::{ActivationKind, PackedMatrix};
 use cpu_kernels::simd::Level;
 use cpu_kernels::{CpuBackend, CpuOptions};
+use gpu_polaris::{GpuOptions, VulkanBackend};
 
 /// A backend, and what to expect of it.
 pub(crate) struct Candidate {
     pub(crate) backend: Box<dyn Backend>,
     /// Whether it multiplies weights of a format with activations rounded to 8 bits.
     pub(crate) rounds_activations: fn(BlockFormat) -> bool,
+    /// Whether it may refuse a node.
+    pub(crate) partial: bool,
 }
 
 /// Every backend in every mode: on the CPU each instruction-set level of the machine × 1, 2 and 3 threads × both kinds of activations.
@@ -27,10 +30,12 @@ pub(crate) fn candidates() -> &'static [Candidate] {
                         ActivationKind::F32 | ActivationKind::I16 => |_| false,
                         ActivationKind::Q8 => cpu_rounds_activations,
                     };
-                    all.push(Candidate { backend: Box::new(CpuBackend::new(options)), rounds_activations });
+                    let backend = Box::new(CpuBackend::new(options));
+                    all.push(Candidate { backend, rounds_activations, partial: false });
                 }
             }
         }
+        all.push(Candidate { backend: Box::new(vulkan()), rounds_activations: |_| false, partial: true });
         all
     });
     &ALL
@@ -39,7 +44,17 @@ pub(crate) fn candidates() -> &'static [Candidate] {
 /// The candidates that differ in how they schedule, not in how they compute: the best level on 1, 2 and 3 threads.
 pub(crate) fn schedulers() -> impl Iterator<Item = &'static Candidate> {
     let per_level = 6;
-    candidates().iter().skip(candidates().len() - per_level)
+    let processors = candidates().iter().filter(|candidate| candidate.backend.name() == "cpu");
+    processors.clone().skip(processors.count() - per_level).chain(candidates().last())
+}
+
+/// The Vulkan device, with guards around every intermediate result. Where there is none, tests fail: continuous integration has Mesa's software
+/// driver.
+pub(crate) fn vulkan() -> VulkanBackend {
+    match VulkanBackend::open(&GpuOptions::default()) {
+        Ok(backend) => backend.with_guards(),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn cpu_rounds_activations(format: BlockFormat) -> bool {

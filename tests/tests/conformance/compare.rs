@@ -106,6 +106,10 @@ impl Case {
             let rounds = rounds.first() == Some(&true);
             let reference = if rounds { rounded.as_ref().unwrap_or(&exact) } else { &exact };
             let name = candidate.backend.description();
+            let refused = self.graph.nodes().iter().any(|node| candidate.backend.supports(&self.graph, node).is_err());
+            if candidate.partial && refused {
+                continue;
+            }
             let found = match self.run(&*candidate.backend) {
                 Ok(found) => found,
                 Err(error) => panic!("{name}: {error}\n{}", self.graph.to_text()),

@@ -1,0 +1,13 @@
+#version 460
+#include "step.glsl"
+#include "activation.glsl"
+layout(constant_id = 1) const uint FUNCTION = 0;
+layout(push_constant) uniform Push { uint count; };
+layout(set = 0, binding = 1, std430) readonly buffer Gate { float gate[]; };
+layout(set = 0, binding = 2, std430) readonly buffer Up { float up[]; };
+layout(set = 0, binding = 3, std430) buffer Y { float y[]; };
+
+void main() {
+  const uint n = extent(count);
+  for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) y[i] = apply_unary(FUNCTION, gate[i]) * up[i];
+}

@@ -1,0 +1,40 @@
+#version 460
+//@ each WEIGHT = F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K
+// Rows of a table that lies as matrices do, as f32: a thread decodes a block of 32.
+#include "step.glsl"
+#include "formats.glsl"
+#include "weights.glsl"
+
+layout(push_constant) uniform Push {
+  uint count;      // indices: extent
+  uint table_rows; // rows that there are
+  uint width;      // floats of a row
+  uint blocks;     // of 32, of a row
+  uint first;      // the first row of these weights
+  uint here;       // rows of these weights
+};
+
+layout(set = 0, binding = 5, std430) readonly buffer Indices { int indices[]; };
+layout(set = 0, binding = 6, std430) writeonly buffer Y { float y[]; };
+// Told to the host when an index is out of range: 1, the index, the number of rows.
+layout(set = 0, binding = 7, std430) buffer Status { uint status[]; };
+
+void main() {
+  const uint n = extent(count) * blocks;
+  for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) {
+    const uint token = i / blocks, b = i % blocks;
+    const int index = indices[token];
+    if (index < 0 || uint(index) >= table_rows) {
+      if (b == 0u && first == 0u && atomicCompSwap(status[0], 0u, 1u) == 0u) {
+        status[1] = uint(index);
+        status[2] = table_rows;
+      }
+      continue;
+    }
+    const uint row = uint(index) - first;
+    if (uint(index) < first || row >= here) continue;
+    const Block w = load_block(row >> 6, b, 0u, blocks, row & 63u);
+    const uint at = token * width + b * 32u;
+    [[unroll]] for (uint k = 0u; k < 32u; ++k) if (b * 32u + k < width) y[at + k] = weight_at(w, k);
+  }
+}

@@ -1,0 +1,12 @@
+#version 460
+#include "step.glsl"
+#include "activation.glsl"
+layout(constant_id = 1) const uint FUNCTION = 0;
+layout(push_constant) uniform Push { uint count; };
+layout(set = 0, binding = 1, std430) readonly buffer X { float x[]; };
+layout(set = 0, binding = 2, std430) buffer Y { float y[]; };
+
+void main() {
+  const uint n = extent(count);
+  for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) y[i] = apply_unary(FUNCTION, x[i]);
+}

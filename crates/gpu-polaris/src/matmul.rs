@@ -1,0 +1,174 @@
+//! Matrix products: which kernel, on what grid.
+
+use core_tensor::{BackendError, Dim, ValueId};
+
+use crate::compile::Compiler;
+use crate::layout::BLOCK;
+use crate::plan::{Access, Dispatch, Memory};
+use crate::step::{Grid, product};
+use crate::weights::{Chunk, Matrix};
+
+/// What a product is added to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Epilogue {
+    pub(crate) bias: Option<Memory>,
+    pub(crate) residual: Option<Memory>,
+    /// Code of the activation between the sides of a gated pair, plus 1; 0: both sides are stored as they are.
+    pub(crate) gated: u32,
+}
+
+/// Columns (rows of activations) that a kernel takes at once, for at most so many rows.
+pub(crate) fn columns(rows: usize) -> usize {
+    match rows {
+        0 | 1 => 1,
+        2 => 2,
+        3 | 4 => 4,
+        5..=8 => 8,
+        _ => 32,
+    }
+}
+
+/// Rows of weights that a lane takes, and threads of a workgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) threads: u32,
+}
+
+impl Shape {
+    /// The kernel for a matrix of so many tiles and blocks. A card is kept busy by `waves` waves; more than the tiles give come from parts of k.
+    pub(crate) fn new(columns: usize, tiles: usize, blocks: usize, paired: bool, waves: usize) -> Shape {
+        let rows = match columns {
+            1 if tiles >= 4 * waves => 4,
+            1 if paired || tiles >= 2 => 2,
+            1 => 1,
+            2 | 4 => 2,
+            8 => 4,
+            _ => 3,
+        };
+        let slices = if columns == 1 {
+            let wanted = waves.div_ceil(tiles.div_ceil(rows).max(1)).min(blocks / 4).clamp(1, 8);
+            1 << wanted.ilog2()
+        } else {
+            1
+        };
+        Shape { rows, columns, threads: 64 * slices }
+    }
+}
+
+impl Compiler<'_> {
+    /// Dispatches `y = x·Wᵀ` over packed `x` (tiles of `columns` rows): one for each chunk of the matrix.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn product(
+        &mut self,
+        label: &str,
+        matrix: &Matrix,
+        x: Memory,
+        rows: &Dim,
+        columns: usize,
+        epilogue: Epilogue,
+        y: Memory,
+    ) -> Result<(), BackendError> {
+        let tiles = matrix.tiles();
+        let shape = Shape::new(columns, tiles, matrix.blocks, matrix.paired, self.target_waves);
+        let shader = format!("matmul.{}.{}x{}", matrix.format.name(), shape.rows, shape.columns);
+        // Both sides of a pair that is not gated here lie side by side, tile by tile.
+        let stored = if matrix.paired && epilogue.gated == 0 { tiles * 64 } else { matrix.rows };
+        let column_tiles = rows.clone().div_ceil(columns.into());
+        for Chunk { first_tile, tiles, parts } in &matrix.chunks {
+            let per_result = if epilogue.gated == 0 { 1 } else { 2 };
+            let offset = first_tile / per_result * 64;
+            let here = (tiles / per_result * 64).min(stored - offset);
+            let flags = u32::from(epilogue.bias.is_some()) | u32::from(epilogue.residual.is_some()) << 1;
+            let sums = if columns == 1 && matrix.format.has_least() { matrix.blocks } else { 1 };
+            let rows_word = self.values.word(rows);
+            let grid = [tiles.div_ceil(shape.rows).into(), column_tiles.clone(), 1.into()];
+            let mut dispatch = Dispatch::new(label, shader.clone(), shape.threads)
+                .constant(1, flags)
+                .constant(2, epilogue.gated)
+                .constant(3, sums as u32)
+                .read(5, x)
+                .bind(6, y, Access::Write)
+                .read(7, epilogue.bias.unwrap_or(Memory::Unused))
+                .read(8, epilogue.residual.unwrap_or(Memory::Unused))
+                .push([here, offset, stored].map(|n| n as u32))
+                .push([rows_word, matrix.blocks as u32, *tiles as u32])
+                .work((tiles * 64 * matrix.blocks * BLOCK) as f64 * self.bound(rows)? as f64);
+            for (part, binding) in parts.iter().zip(1..) {
+                if part.len > 0 {
+                    dispatch = dispatch.read(binding, Memory::Weights(*part));
+                }
+            }
+            let grid = self.values.grid(grid);
+            self.emit(dispatch.grid(grid));
+        }
+        Ok(())
+    }
+
+    /// A matrix that is computed, in the layout of f32 weights.
+    pub(crate) fn computed_matrix(
+        &mut self,
+        label: &str,
+        b: ValueId,
+        transpose_b: bool,
+    ) -> Result<(Memory, Dim, Dim), BackendError> {
+        let (dtype, shape) = self.tensor(b)?;
+        let (n, k) = if transpose_b { (&shape[0], &shape[1]) } else { (&shape[1], &shape[0]) };
+        let blocks = k.clone().div_ceil(BLOCK.into());
+        let tiles = n.clone().div_ceil(64.into());
+        let count = product(&[tiles, blocks.clone(), (64 * BLOCK).into()]);
+        let bytes = self.bound(&count)? * 4;
+        let scratch = self.scratch(&format!("{label}, as a matrix"), bytes);
+        let words = [&count, n, k].map(|dim| self.values.word(dim));
+        let name = match dtype {
+            core_tensor::DType::F32 => "0",
+            core_tensor::DType::F16 => "1",
+            _ => "2",
+        };
+        let dispatch = Dispatch::new(label, format!("tile.{name}"), 256)
+            .constant(1, u32::from(!transpose_b))
+            .read(1, self.memory(b))
+            .write(2, scratch)
+            .push(words)
+            .grid(self.linear_grid(&count));
+        self.emit(dispatch);
+        Ok((scratch, n.clone(), blocks))
+    }
+
+    /// Dispatches a product with a matrix that is computed: any number of rows and blocks.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn computed_product(
+        &mut self,
+        label: &str,
+        w: Memory,
+        n: &Dim,
+        blocks: &Dim,
+        x: Memory,
+        rows: &Dim,
+        columns: usize,
+        y: Memory,
+    ) -> Result<(), BackendError> {
+        let tiles = n.clone().div_ceil(64.into());
+        let shape = Shape::new(columns, 2, 1, false, 1);
+        let shader = format!("matmul.f32.{}x{}", shape.rows, shape.columns);
+        let words: Vec<u32> = [n, n, rows, blocks, &tiles].map(|dim| self.values.word(dim)).into();
+        let column_tiles = rows.clone().div_ceil(columns.into());
+        let grid: Grid = self.values.grid([tiles.div_ceil(shape.rows.into()), column_tiles, 1.into()]);
+        let work = self.bound(&product(&[n.clone(), blocks.clone(), rows.clone()]))? as f64 * BLOCK as f64;
+        let dispatch = Dispatch::new(label, shader, shape.threads)
+            .constant(1, 0)
+            .constant(2, 0)
+            .constant(3, 1)
+            .read(1, w)
+            .read(5, x)
+            .write(6, y)
+            .read(7, Memory::Unused)
+            .read(8, Memory::Unused)
+            .push([words[0], 0, words[1], words[2], words[3], words[4]])
+            .grid(grid)
+            .work(work);
+        self.emit(dispatch);
+        Ok(())
+    }
+}

@@ -1,0 +1,422 @@
+//! Compiled programs: a list of dispatches, bound to a session's memory and recorded once, then replayed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use core_tensor::op::{OpError, RotaryEmbedding, rope_table};
+use core_tensor::{
+    BackendError, Bindings, Graph, MemoryPlan, Program, RowInputs, Session, Tensor, ValueId, Weights, eval_shape,
+};
+
+use crate::barrier::{Span, Touched, barriers};
+use crate::plan::{Access, Dispatch, Memory, Operand};
+use crate::session::GpuSession;
+use crate::step::{Grid, STATUS_WORDS, StepValues};
+use crate::vk::{Command, DeviceBuffer, Gpu, Groups, HostBuffer, Recorded, Region, record};
+use crate::weights::GpuWeights;
+
+/// A table of cosines and sines that the host makes for each step.
+#[derive(Clone, Debug)]
+pub(crate) struct RopeTable {
+    pub(crate) op: RotaryEmbedding,
+    /// The input with the positions.
+    pub(crate) positions: usize,
+    pub(crate) factors_of: Option<ValueId>,
+    pub(crate) factors: Option<Vec<f32>>,
+    /// Bytes at the bounds.
+    pub(crate) bytes: usize,
+}
+
+/// Where an output comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OutputPlace {
+    /// It is a weight.
+    Weight(ValueId),
+    /// It is an input, by number.
+    Input(usize),
+    /// The device writes it for the host: at most so many bytes.
+    Read { bytes: usize },
+}
+
+/// What the compiler hands over.
+pub(crate) struct Parts {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) weights: Arc<dyn Weights>,
+    pub(crate) bounds: Bindings,
+    pub(crate) dispatches: Vec<Dispatch>,
+    /// Buffers of the plan: of values (false) and of scratch (true), by index.
+    pub(crate) places: BTreeMap<(bool, usize), usize>,
+    pub(crate) plan: MemoryPlan,
+    /// Bytes around each buffer that must stay as they are; 0: none.
+    pub(crate) guard: usize,
+    pub(crate) values: StepValues,
+    pub(crate) ropes: Vec<RopeTable>,
+    pub(crate) outputs: Vec<OutputPlace>,
+    pub(crate) largest: Vec<Vec<usize>>,
+}
+
+/// Bytes from the beginning of the block that the host writes for each step.
+struct StepBlock {
+    values: u64,
+    inputs: Vec<(u64, u64)>,
+    ropes: Vec<(u64, u64)>,
+    len: u64,
+}
+
+/// A compiled graph.
+pub(crate) struct GpuProgram {
+    parts: Parts,
+    id: u64,
+    block: StepBlock,
+    /// Offsets and lengths of outputs in the memory that the host reads; the first bytes are the status.
+    readback: Vec<(u64, u64)>,
+    readback_len: u64,
+    row_inputs: Vec<RowInputs>,
+    /// For each dispatch whether a barrier stands before it.
+    barriers: Vec<bool>,
+}
+
+/// A program bound to a session: recorded commands with the memory that is theirs alone.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    recorded: Recorded,
+    host: HostBuffer,
+    _device: DeviceBuffer,
+    readback: HostBuffer,
+    /// What the extents of the last run were: the values' words need no change when they are the same.
+    bindings: Option<Bindings>,
+}
+
+/// What guard bytes hold.
+const GUARD: u8 = 0xa5;
+
+impl GpuProgram {
+    pub(crate) fn new(parts: Parts) -> Result<GpuProgram, BackendError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let align = parts.gpu.limits().offset_alignment;
+        let mut len = (STATUS_WORDS * 4) as u64;
+        let mut take = |bytes: u64| {
+            let at = len.next_multiple_of(align);
+            len = at + bytes.max(32);
+            (at, bytes)
+        };
+        let (values, _) = take((parts.values.len() * 4) as u64);
+        let input = |id: &ValueId| {
+            let (dtype, _) = parts.graph.tensor_type(*id).ok_or(BackendError::Mismatch("inputs and graph"))?;
+            let bytes = core_tensor::byte_len(dtype, &parts.largest[id.index()]).map_err(OpError::from)?;
+            Ok(take(bytes as u64))
+        };
+        let inputs = parts.graph.inputs().iter().map(input).collect::<Result<Vec<_>, BackendError>>()?;
+        let ropes = parts.ropes.iter().map(|table| take(table.bytes as u64)).collect();
+        let mut readback_len = (STATUS_WORDS * 4) as u64;
+        let mut readback = Vec::new();
+        for output in &parts.outputs {
+            let bytes = if let OutputPlace::Read { bytes } = output { *bytes as u64 } else { 0 };
+            let at = readback_len.next_multiple_of(align);
+            readback.push((at, bytes));
+            readback_len = at + bytes.max(16).next_multiple_of(4);
+        }
+        let row_inputs = parts.graph.row_inputs();
+        let block = StepBlock { values, inputs, ropes, len: len.next_multiple_of(align) };
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut program = GpuProgram { parts, id, block, readback, readback_len, row_inputs, barriers: Vec::new() };
+        let touched: Vec<Touched> = program.parts.dispatches.iter().map(|dispatch| program.touched(dispatch)).collect();
+        program.barriers = barriers(touched.iter());
+        Ok(program)
+    }
+
+    fn weights(&self) -> Result<&GpuWeights, BackendError> {
+        self.parts.weights.as_any().downcast_ref().ok_or(BackendError::Mismatch("weights and program"))
+    }
+
+    /// Offset and length in the arena, without the guards.
+    fn place(&self, memory: Memory) -> Option<(u64, u64)> {
+        let key = match memory {
+            Memory::Value(id) => (false, id.index()),
+            Memory::Scratch(i) => (true, i),
+            _ => return None,
+        };
+        let buffer = *self.parts.places.get(&key)?;
+        let guard = self.parts.guard;
+        let bytes = self.parts.plan.buffers[buffer].bytes - 2 * guard;
+        Some(((self.parts.plan.offsets[buffer] + guard) as u64, bytes as u64))
+    }
+
+    /// What a dispatch touches, for the placing of barriers. Weights, the step's values and inputs are only read: nothing conflicts there.
+    fn touched(&self, dispatch: &Dispatch) -> Touched {
+        let mut touched = Touched::default();
+        for Operand { memory, access, .. } in &dispatch.operands {
+            let span = match memory {
+                Memory::Value(_) | Memory::Scratch(_) => match self.place(*memory) {
+                    Some((offset, len)) => Span { space: 0, bytes: offset..offset + len },
+                    None => continue,
+                },
+                Memory::Status => Span { space: 1, bytes: 0..1 },
+                Memory::Output(i) => Span { space: 2, bytes: *i as u64..*i as u64 + 1 },
+                Memory::State(id) | Memory::StateScales(id) => {
+                    Span { space: 3, bytes: id.index() as u64..id.index() as u64 + 1 }
+                }
+                Memory::Weights(_) | Memory::Input(_) | Memory::Rope(_) | Memory::Unused => continue,
+            };
+            if matches!(access, Access::Read | Access::ReadWrite) {
+                touched.reads.push(span.clone());
+            }
+            // The status is changed by atomic operations only, in any order.
+            if matches!(access, Access::Write | Access::ReadWrite) && *memory != Memory::Status {
+                touched.writes.push(span);
+            }
+        }
+        touched
+    }
+
+    /// Binds the program to a session's memory and records it.
+    fn record(&self, session: &mut GpuSession) -> Result<Recording, BackendError> {
+        let gpu = &self.parts.gpu;
+        let arena = session.arena(self.parts.plan.arena_bytes as u64)?;
+        let host = HostBuffer::new(gpu, "the values of a step", self.block.len, false)?;
+        let device = DeviceBuffer::new(gpu, "the values of a step", self.block.len)?;
+        let readback = HostBuffer::new(gpu, "outputs", self.readback_len, true)?;
+        let weights = self.weights()?;
+        let values = device.region(self.block.values, (self.parts.values.len() * 4).max(32) as u64)?;
+        let region = |memory: Memory| -> Result<Region, BackendError> {
+            match memory {
+                Memory::Value(_) | Memory::Scratch(_) => {
+                    let (offset, len) = self.place(memory).ok_or(BackendError::Mismatch("value and plan"))?;
+                    arena.region(offset, len)
+                }
+                Memory::Weights(extent) => weights.arenas[extent.arena].region(extent.offset, extent.len),
+                Memory::State(id) => session.rows(id),
+                Memory::StateScales(id) => session.scales(id),
+                Memory::Input(i) => {
+                    let (offset, len) = *self.block.inputs.get(i).ok_or(BackendError::Mismatch("inputs and graph"))?;
+                    device.region(offset, len)
+                }
+                Memory::Rope(i) => device.region(self.block.ropes[i].0, self.block.ropes[i].1),
+                Memory::Status => device.region(0, (STATUS_WORDS * 4) as u64),
+                Memory::Output(i) => readback.region(self.readback[i].0, self.readback[i].1),
+                Memory::Unused => Ok(values.clone()),
+            }
+        };
+        let mut commands = vec![
+            Command::Copy { from: host.exact(0, self.block.len)?, to: device.exact(0, self.block.len)? },
+            Command::Barrier,
+        ];
+        let budget = gpu.submission_budget();
+        let mut work = 0.0;
+        for (dispatch, barrier) in self.parts.dispatches.iter().zip(&self.barriers) {
+            work += dispatch.work;
+            if work > budget {
+                work = dispatch.work;
+                commands.push(Command::Split);
+            } else if *barrier {
+                commands.push(Command::Barrier);
+            }
+            let bindings = dispatch.operands.iter().map(|operand| operand.binding).max().unwrap_or(0);
+            let mut regions = vec![values.clone(); bindings as usize + 1];
+            for operand in &dispatch.operands {
+                regions[operand.binding as usize] = region(operand.memory)?;
+            }
+            let groups = match dispatch.grid {
+                Grid::Fixed(groups) => Groups::Fixed(groups),
+                Grid::Step(word) => Groups::Indirect(device.exact(self.block.values + 4 * word as u64, 12)?),
+            };
+            commands.push(Command::Dispatch {
+                pipeline: gpu.pipeline(&dispatch.shader, &dispatch.constants)?,
+                regions,
+                push: dispatch.push.clone(),
+                groups,
+            });
+        }
+        let status = (STATUS_WORDS * 4) as u64;
+        commands.push(Command::Barrier);
+        commands.push(Command::Copy { from: device.exact(0, status)?, to: readback.exact(0, status)? });
+        let recorded = record(gpu, &commands)?;
+        gpu.save_pipelines();
+        Ok(Recording { recorded, host, _device: device, readback, bindings: None })
+    }
+
+    fn check_bounds(&self, bindings: &Bindings) -> Result<(), BackendError> {
+        for (symbol, value) in bindings.iter() {
+            let bound = self.parts.bounds.get(symbol);
+            if bound.is_none_or(|bound| value > bound) {
+                return Err(BackendError::Bound {
+                    symbol: symbol.to_owned(),
+                    reason: format!("{value} exceeds the {} the program was compiled for", bound.unwrap_or(0)),
+                });
+            }
+        }
+        // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does.
+        for (id, largest) in self.parts.graph.value_ids().zip(&self.parts.largest) {
+            let Some((_, shape)) = self.parts.graph.tensor_type(id) else { continue };
+            if shape.iter().all(|dim| !matches!(dim, core_tensor::Dim::Expr(_))) {
+                continue;
+            }
+            let mut all = self.parts.bounds.clone();
+            bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
+            let shape = eval_shape(shape, &all).map_err(core_tensor::GraphError::from)?;
+            if shape.iter().zip(largest).any(|(extent, largest)| extent > largest) {
+                let reason = format!("extents {shape:?} exceed the {largest:?} the program was compiled for");
+                return Err(BackendError::Bound { symbol: self.parts.graph.value(id).name.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what the step needs.
+    fn write_step(&self, recording: &mut Recording, bindings: &Bindings, inputs: &[Tensor]) -> Result<(), BackendError> {
+        let bytes = recording.host.bytes_mut();
+        if recording.bindings.as_ref() != Some(bindings) {
+            // States' capacities and other extents that inputs do not give are as compiled.
+            let mut all = self.parts.bounds.clone();
+            bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
+            let at = self.block.values as usize;
+            let words = &mut bytes[at..at + self.parts.values.len() * 4];
+            self.parts.values.eval(&all, words).map_err(core_tensor::GraphError::from)?;
+            bytes[..STATUS_WORDS * 4].fill(0);
+            recording.bindings = Some(bindings.clone());
+        }
+        let bytes = recording.host.bytes_mut();
+        for (tensor, (at, _)) in inputs.iter().zip(&self.block.inputs) {
+            let at = *at as usize;
+            bytes[at..at + tensor.bytes().len()].copy_from_slice(tensor.bytes());
+        }
+        for (table, (at, _)) in self.parts.ropes.iter().zip(&self.block.ropes) {
+            let positions = inputs[table.positions].elements::<i32>().map_err(OpError::from)?;
+            let mut out = bytes[*at as usize..].as_chunks_mut::<4>().0.iter_mut();
+            for position in positions.iter() {
+                for (cos, sin) in rope_table(&table.op, *position, table.factors.as_deref()) {
+                    for value in [cos, sin] {
+                        if let Some(out) = out.next() {
+                            *out = value.to_le_bytes();
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn outputs(&self, recording: &mut Recording, bindings: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        let graph = &self.parts.graph;
+        let bytes = recording.readback.bytes();
+        let output = |(i, id): (usize, &ValueId)| match self.parts.outputs[i] {
+            OutputPlace::Weight(id) => {
+                let name = graph.value(id).name.clone();
+                let weight = graph.weight_of(id).ok_or(BackendError::Mismatch("outputs and graph"))?;
+                weight.to_tensor().map_err(|source| BackendError::Weight { name, source })
+            }
+            OutputPlace::Input(input) => Ok(inputs[input].clone()),
+            OutputPlace::Read { .. } => {
+                let (dtype, shape) = graph.tensor_type(*id).ok_or(BackendError::Mismatch("outputs and graph"))?;
+                let shape = eval_shape(shape, bindings).map_err(core_tensor::GraphError::from)?;
+                let len = core_tensor::byte_len(dtype, &shape).map_err(OpError::from)?;
+                let at = self.readback[i].0 as usize;
+                Ok(Tensor::from_bytes(dtype, &shape, &bytes[at..at + len]).map_err(OpError::from)?)
+            }
+        };
+        graph.outputs().iter().enumerate().map(output).collect()
+    }
+
+    /// What a kernel has to tell, as an error.
+    fn status(recording: &mut Recording) -> Result<(), BackendError> {
+        let words: Vec<u32> =
+            recording.readback.bytes()[..12].as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        if words[0] == 0 {
+            return Ok(());
+        }
+        let index = i64::from(words[1].cast_signed());
+        Err(OpError::Index { what: "rows to gather", index, len: words[2] as usize }.into())
+    }
+
+    /// Fills the arena's guards, or looks whether they are as they were.
+    fn guards(&self, session: &mut GpuSession, check: bool) -> Result<(), BackendError> {
+        let len = self.parts.plan.arena_bytes;
+        if self.parts.guard == 0 || len == 0 {
+            return Ok(());
+        }
+        let arena = session.arena(len as u64)?;
+        let mut uploader = session.uploader()?;
+        if !check {
+            for (i, piece) in vec![GUARD; len].chunks(crate::vk::Uploader::CAPACITY).enumerate() {
+                let at = (i * crate::vk::Uploader::CAPACITY) as u64;
+                uploader.write(&arena, at, piece.len(), |out| {
+                    out.copy_from_slice(piece);
+                    Ok::<(), BackendError>(())
+                })?;
+            }
+            return uploader.finish();
+        }
+        let mut bytes = vec![0; len];
+        uploader.read(&arena, 0, &mut bytes)?;
+        for (buffer, offset) in self.parts.plan.buffers.iter().zip(&self.parts.plan.offsets) {
+            let end = offset + buffer.bytes;
+            let guards = bytes[*offset..offset + self.parts.guard].iter().chain(&bytes[end - self.parts.guard..end]);
+            if guards.clone().any(|byte| *byte != GUARD) {
+                let name = &buffer.name;
+                return Err(BackendError::Device(format!("a kernel wrote outside of the buffer of {name:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Program for GpuProgram {
+    fn run(&self, session: &mut dyn Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        let session: &mut GpuSession =
+            session.as_any_mut().downcast_mut().ok_or(BackendError::Mismatch("session and program"))?;
+        if !session.fits(&self.parts.graph, &self.parts.gpu, &self.parts.bounds) {
+            return Err(BackendError::Mismatch("session and program"));
+        }
+        let bindings = self.parts.graph.bind_inputs(inputs)?;
+        self.check_bounds(&bindings)?;
+        let mut written = Vec::with_capacity(self.row_inputs.len());
+        for rows in &self.row_inputs {
+            let ints = |i: usize| inputs[i].to_vec::<i32>().map_err(OpError::from);
+            let (positions, slots) = (ints(rows.positions)?, ints(rows.slots)?);
+            session.slots.check_step(&positions, &slots)?;
+            if rows.written {
+                written.push((positions, slots));
+            }
+        }
+        session.arena(self.parts.plan.arena_bytes as u64)?;
+        let mut recording = match session.recordings.remove(&self.id) {
+            Some(recording) => recording,
+            None => self.record(session)?,
+        };
+        self.guards(session, false)?;
+        self.write_step(&mut recording, &bindings, inputs)?;
+        let ran = self.parts.gpu.run(&recording.recorded).and_then(|()| Self::status(&mut recording));
+        if let Err(error) = ran {
+            written.iter().for_each(|(positions, slots)| session.slots.overwritten(positions, slots));
+            session.recordings.insert(self.id, recording);
+            return Err(error);
+        }
+        for (positions, slots) in &written {
+            session.slots.advance(positions, slots);
+        }
+        let outputs = self.outputs(&mut recording, &bindings, inputs);
+        session.recordings.insert(self.id, recording);
+        self.guards(session, true)?;
+        outputs
+    }
+
+    fn plan(&self) -> &MemoryPlan {
+        &self.parts.plan
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        for (dispatch, barrier) in self.parts.dispatches.iter().zip(&self.barriers) {
+            let mark = if *barrier { "| " } else { "  " };
+            let grid = match dispatch.grid {
+                Grid::Fixed([x, y, z]) => format!("{x}x{y}x{z}"),
+                Grid::Step(word) => format!("@{word}"),
+            };
+            let _ = writeln!(text, "{mark}{} {grid} {:?}  // {}", dispatch.shader, dispatch.constants, dispatch.label);
+        }
+        text
+    }
+}

@@ -1,0 +1,14 @@
+//! Reductions by the numbers that `shaders/reduce.comp` knows them by.
+
+use core_tensor::op::ReduceKind;
+
+pub(crate) const SOFTMAX: u32 = 0;
+pub(crate) const ARG_MAX: u32 = 4;
+
+pub(crate) fn reduce_code(kind: ReduceKind) -> u32 {
+    match kind {
+        ReduceKind::Sum => 1,
+        ReduceKind::Mean => 2,
+        ReduceKind::Max => 3,
+    }
+}
