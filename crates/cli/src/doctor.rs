@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   polaris doctor
   polaris doctor -m model.gguf
+  polaris doctor --device vulkan
   polaris doctor --json | jq .self_test
 
 The exit code is 1 if the self-test fails, or if the model cannot run here.";
@@ -32,6 +33,9 @@ pub(crate) struct Arguments {
     /// Also tell whether this model (a GGUF file) can run here
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// The device that would run a model: auto, cpu, vulkan, vulkan:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: backends::Device,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -50,6 +54,8 @@ struct Findings {
     memory_bytes: Option<u64>,
     available_bytes: Option<u64>,
     devices: Vec<Device>,
+    /// Why no graphics device is among them.
+    note: Option<String>,
     self_test: Vec<Outcome>,
     model: Option<Fit>,
 }
@@ -79,7 +85,9 @@ struct ContextFit {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let devices: Vec<Device> = backends::open(&BackendOptions::default())?
+    let opened = backends::open(&BackendOptions { device: arguments.device, ..BackendOptions::default() })?;
+    let devices: Vec<Device> = opened
+        .backends
         .iter()
         .map(|backend| Device {
             name: backend.name().to_owned(),
@@ -99,7 +107,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         memory_bytes: meminfo(&system, "MemTotal"),
         available_bytes: meminfo(&system, "MemAvailable"),
         devices,
-        self_test: self_test::run(),
+        note: opened.note,
+        self_test: self_test::run(&opened.backends),
         model,
     };
     match arguments.json {
@@ -162,6 +171,9 @@ fn as_text(findings: &Findings) -> String {
         unknown(findings.memory_bytes),
         unknown(findings.available_bytes),
     );
+    if let Some(note) = &findings.note {
+        let _ = writeln!(text, "graphics      none: {note}");
+    }
     for device in &findings.devices {
         let Device { name, description, memory_bytes } = device;
         let _ = writeln!(text, "device        {name}: {description}; {}", unknown(*memory_bytes));
@@ -206,6 +218,7 @@ mod tests {
             memory_bytes: None,
             available_bytes: None,
             devices: Vec::new(),
+            note: None,
             self_test: Vec::new(),
             model: None,
         }
@@ -214,7 +227,7 @@ mod tests {
     #[test]
     fn a_failed_self_test_and_a_model_that_does_not_fit_are_failures() {
         assert!(verdict(&findings()).is_ok());
-        let outcome = Outcome { level: "scalar", operator: "Softmax", passed: false, detail: "NMSE 1".into() };
+        let outcome = Outcome { level: "scalar".into(), operator: "Softmax", passed: false, detail: "NMSE 1".into() };
         let failed = Findings { self_test: vec![outcome], ..findings() };
         assert!(verdict(&failed).is_err_and(|failure| failure.message().is_some_and(|m| m.contains("Softmax"))));
         let memory = ContextMemory { context: 512, weights: 1, states: 1, arena: 1, total: 3 };

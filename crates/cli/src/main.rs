@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod devices;
 mod doctor;
 mod failure;
 mod generate;
@@ -52,6 +53,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     Perplexity(perplexity::Arguments),
     Bench(bench::Arguments),
+    Devices(devices::Arguments),
     Doctor(doctor::Arguments),
     Completions(completions::Arguments),
 }
@@ -82,6 +84,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Tokenize(arguments) => tokenize::run(arguments),
         Command::Perplexity(arguments) => perplexity::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Devices(arguments) => devices::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
     }

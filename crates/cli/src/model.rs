@@ -14,6 +14,7 @@ use models::llama::{KvDType, Llama, LlamaOptions};
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
+use crate::output;
 
 /// The model's file.
 #[derive(Debug, Args)]
@@ -37,9 +38,12 @@ impl ModelFile {
 /// What computes, and how.
 #[derive(Debug, Args)]
 pub(crate) struct Compute {
-    /// What runs the model: the best device present, the processor, or the (very slow) reference interpreter
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device(), help_heading = "Computing")]
-    device: Device,
+    /// What runs the model: auto, cpu, vulkan, vulkan:N, or the (very slow) reference
+    ///
+    /// auto takes the best graphics device that Vulkan offers, else the processor. `polaris devices` lists what there is; vulkan:N takes the one with that
+    /// number, also a software driver.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Computing")]
+    pub(crate) device: Device,
     /// Threads of the processor [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
     pub(crate) threads: Option<u16>,
@@ -60,10 +64,6 @@ impl Compute {
 fn named<T: Copy + Send + Sync + 'static>(all: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
     let names = PossibleValuesParser::new(all.iter().map(|(name, _)| *name));
     names.try_map(move |name| all.iter().find(|(n, _)| *n == name).map(|(_, value)| *value).ok_or("no such value"))
-}
-
-fn device() -> impl TypedValueParser<Value = Device> {
-    named(&Device::ALL)
 }
 
 pub(crate) fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
@@ -95,7 +95,11 @@ pub(crate) fn open(
         if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    Ok(model?)
+    let model = model?;
+    if let Some(note) = model.device_note() {
+        output::note(&format!("running on the processor: {note}"));
+    }
+    Ok(model)
 }
 
 /// A progress bar on standard error, drawn only on a terminal and only if loading takes long enough to wonder.

@@ -1,4 +1,4 @@
-//! A quick self-test: a handful of operators on the processor at every instruction-set level, against the reference interpreter.
+//! A quick self-test: a handful of operators on the processor at every instruction-set level, and on the graphics device, against the reference interpreter.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -26,8 +26,8 @@ const LIMIT: f64 = 1e-6;
 /// How one operator did at one level.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
-    /// The instruction-set level.
-    pub(crate) level: &'static str,
+    /// The instruction-set level, or the backend's name.
+    pub(crate) level: String,
     /// The operator.
     pub(crate) operator: &'static str,
     /// Whether the results agree.
@@ -51,22 +51,31 @@ const CASES: &[(&str, Build)] = &[
     }),
 ];
 
-/// Runs every operator at every level that the processor has. Takes a few milliseconds.
-pub(crate) fn run() -> Vec<Outcome> {
+/// Runs every operator at every level that the processor has, and on the other backends. Takes a few milliseconds, and on a graphics device
+/// the time that its driver needs to compile the kernels.
+pub(crate) fn run(backends: &[Arc<dyn Backend>]) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for level in Level::available() {
         let backend = CpuBackend::new(CpuOptions::default().with_threads(2).with_level(level));
-        for (operator, build) in CASES {
-            let compared = compare(&backend, *build);
-            outcomes.push(Outcome {
-                level: level.name(),
-                operator,
-                passed: compared.as_ref().is_ok_and(|error| *error <= LIMIT),
-                detail: compared.map_or_else(|error| error.to_string(), |error| format!("NMSE {error:.1e}")),
-            });
-        }
+        test(&backend, level.name(), true, &mut outcomes);
+    }
+    for backend in backends.iter().filter(|backend| !matches!(backend.name(), "cpu" | "reference")) {
+        test(&**backend, backend.name(), false, &mut outcomes);
     }
     outcomes
+}
+
+/// `rounds`: whether it multiplies quantized weights with activations rounded to 8 bits.
+fn test(backend: &dyn Backend, level: &str, rounds: bool, outcomes: &mut Vec<Outcome>) {
+    for (operator, build) in CASES {
+        let compared = compare(backend, rounds, *build);
+        outcomes.push(Outcome {
+            level: level.to_owned(),
+            operator,
+            passed: compared.as_ref().is_ok_and(|error| *error <= LIMIT),
+            detail: compared.map_or_else(|error| error.to_string(), |error| format!("NMSE {error:.1e}")),
+        });
+    }
 }
 
 fn matmul(graph: &mut Graph, x: ValueId, weight: Tensor) -> Result<ValueId, GraphError> {
@@ -87,14 +96,14 @@ fn q8_0_weights() -> Result<Tensor, Box<dyn Error>> {
 }
 
 /// The normalised mean squared error of a backend's result against the reference's.
-fn compare(backend: &dyn Backend, build: Build) -> Result<f64, Box<dyn Error>> {
+fn compare(backend: &dyn Backend, rounds: bool, build: Build) -> Result<f64, Box<dyn Error>> {
     let mut graph = Graph::new("self-test");
     let x = graph.input("x", DType::F32, &[Dim::sym("rows"), COLUMNS.into()]);
     let y = build(&mut graph, x)?;
     graph.output(y);
     let graph = Arc::new(graph);
     let found = evaluate(backend, &graph)?;
-    let expected = evaluate(&ReferenceBackend::new(true), &graph)?;
+    let expected = evaluate(&ReferenceBackend::new(rounds), &graph)?;
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
     let error = square(&mut found.iter().zip(&expected).map(|(a, b)| f64::from(a - b)));
     Ok(error / square(&mut expected.iter().map(|b| f64::from(*b))))
@@ -129,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_operator_agrees_with_the_reference_at_every_level() {
-        let outcomes = run();
+        let outcomes = run(&[]);
         assert_eq!(outcomes.len(), CASES.len() * Level::available().len());
         let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
         assert!(failed.is_empty(), "{failed:?}");

@@ -8,7 +8,7 @@ use core_tensor::{Backend, Bindings, Graph, MemoryEstimate, Program, Progress, T
 use polaris_optimizer::Report;
 
 use crate::memory::estimate;
-use crate::partition::choose;
+use crate::partition::refusals;
 use crate::{RuntimeError, Session};
 
 /// How a model is loaded.
@@ -50,6 +50,7 @@ pub struct Model {
     options: ModelOptions,
     report: MemoryReport,
     passes: Report,
+    passed_over: Vec<String>,
     /// By the bounds of the bucketed symbols, in the options' order.
     programs: Mutex<BTreeMap<Vec<usize>, Arc<dyn Program>>>,
 }
@@ -99,7 +100,6 @@ impl Model {
     ) -> Result<Model, RuntimeError> {
         let (graph, passes) =
             if options.optimize { polaris_optimizer::optimize(graph)? } else { (graph, Report::default()) };
-        let backend = choose(&graph, backends)?;
         let mut bounds = options.fixed.clone();
         for (symbol, buckets) in &options.buckets {
             bounds.set(symbol, buckets.last().copied().unwrap_or(1));
@@ -107,18 +107,12 @@ impl Model {
         for (symbol, extent) in options.estimated.iter() {
             bounds.set(symbol, extent);
         }
-        let report = MemoryReport {
-            estimate: estimate(&graph, options.slots, &bounds)?,
-            backend: backend.name().to_owned(),
-            device: backend.memory(),
-        };
-        if !report.estimate.fits(&report.device) {
-            return Err(no_memory(&graph, &report));
-        }
+        let estimate = estimate(&graph, options.slots, &bounds)?;
+        let (backend, report, passed_over) = choose(&graph, backends, estimate)?;
         tracing::debug!(graph = graph.name(), %report, %passes, "loading");
         let graph = Arc::new(graph);
         let weights = backend.load_weights(&graph, progress).map_err(|e| failed(&*backend, e))?;
-        Ok(Model { graph, backend, weights, options, report, passes, programs: Mutex::default() })
+        Ok(Model { graph, backend, weights, options, report, passes, passed_over, programs: Mutex::default() })
     }
 
     /// The graph after the passes.
@@ -137,6 +131,12 @@ impl Model {
     #[must_use]
     pub fn memory(&self) -> &MemoryReport {
         &self.report
+    }
+
+    /// Why backends that stood before the one that runs it were passed over.
+    #[must_use]
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
     }
 
     /// What the passes did.
@@ -216,6 +216,31 @@ impl fmt::Debug for Model {
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
+}
+
+/// The first backend that supports every node and has room for the model; what it will take there; why others were passed over.
+fn choose(
+    graph: &Graph,
+    backends: &[Arc<dyn Backend>],
+    estimate: MemoryEstimate,
+) -> Result<(Arc<dyn Backend>, MemoryReport, Vec<String>), RuntimeError> {
+    let mut passed_over = Vec::new();
+    let mut last = RuntimeError::NoBackend;
+    for backend in backends {
+        let refused = refusals(graph, &**backend);
+        if !refused.is_empty() {
+            passed_over.extend(refused);
+            last = RuntimeError::Unsupported { graph: graph.name().to_owned(), refusals: passed_over.clone() };
+            continue;
+        }
+        let report = MemoryReport { estimate, backend: backend.name().to_owned(), device: backend.memory() };
+        if report.estimate.fits(&report.device) {
+            return Ok((backend.clone(), report, passed_over));
+        }
+        last = no_memory(graph, &report);
+        passed_over.push(last.to_string());
+    }
+    Err(last)
 }
 
 fn failed(backend: &dyn Backend, source: core_tensor::BackendError) -> RuntimeError {

@@ -32,6 +32,7 @@ pub struct Llama {
     model: Model,
     context: usize,
     load_seconds: f64,
+    device_note: Option<String>,
 }
 
 impl Llama {
@@ -47,8 +48,10 @@ impl Llama {
     ) -> Result<Llama, Error> {
         let start = Instant::now();
         let gguf = Gguf::open(path, options.access)?;
-        let mut model = Llama::from_gguf(gguf, &backends::open(&options.backend)?, options, progress)?;
+        let opened = backends::open(&options.backend)?;
+        let mut model = Llama::from_gguf(gguf, &opened.backends, options, progress)?;
         model.load_seconds = start.elapsed().as_secs_f64();
+        model.device_note = opened.note.or(model.device_note);
         Ok(model)
     }
 
@@ -96,10 +99,17 @@ impl Llama {
             chat_template: gguf.optional::<&str>("tokenizer.chat_template")?.map(str::to_owned),
             name: gguf.optional::<&str>("general.name")?.map(str::to_owned),
             config,
+            device_note: (!model.passed_over().is_empty()).then(|| model.passed_over().join("; ")),
             model,
             context,
             load_seconds: start.elapsed().as_secs_f64(),
         })
+    }
+
+    /// Why it does not run on the device that would have been the first choice.
+    #[must_use]
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
     }
 
     /// The configuration.
