@@ -30,4 +30,4 @@ pub mod vk;
 mod weights;
 
 pub use backend::VulkanBackend;
-pub use vk::{DeviceKind, Fault, FoundDevice, Gpu, GpuOptions, Limits, VulkanError, devices};
+pub use vk::{DeviceKind, Fault, FoundDevice, Gpu, GpuOptions, Limits, Validation, VulkanError, devices};

@@ -17,7 +17,10 @@ use vulkano::{VulkanError as Code, VulkanObject};
 
 use super::fault::{Fault, Faults};
 use super::instance::{self, DeviceKind, FoundDevice, VulkanError, chain};
+use super::memory_types::MemoryTypes;
 use super::pipeline::{self, Pipeline, PipelineKey};
+use super::recorder::Recorded;
+use super::validation::{self, Validation};
 
 /// How a device is opened.
 #[derive(Clone, Debug, Default)]
@@ -33,8 +36,10 @@ pub struct GpuOptions {
     pub max_allocation: Option<u64>,
     /// Bytes of device memory to use at most, if fewer than there are.
     pub max_memory: Option<u64>,
-    /// How long a submission may take; half a minute on a card, ten on a software driver if not given.
+    /// How long a submission may take; half a minute on a card, ten minutes on a software driver if not given.
     pub timeout: Option<Duration>,
+    /// Whether the Khronos validation layer watches, with its synchronization validation: for tests.
+    pub validation: bool,
 }
 
 impl GpuOptions {
@@ -72,6 +77,20 @@ impl GpuOptions {
         self.max_memory = Some(bytes);
         self
     }
+
+    /// These options with a time that a submission may take.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> GpuOptions {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// These options with the validation layer, whose messages [`Gpu::validation`] gives.
+    #[must_use]
+    pub fn with_validation(mut self) -> GpuOptions {
+        self.validation = true;
+        self
+    }
 }
 
 /// What a device can do, as far as planning needs to know.
@@ -93,6 +112,9 @@ pub struct Limits {
     pub memory: u64,
 }
 
+/// What a lost device is reported with.
+const LOST: &str = "the device is lost (a fault of its driver, or a reset); open it again";
+
 /// Alignment of every tensor in a buffer, at least.
 const MIN_ALIGNMENT: u64 = 256;
 
@@ -109,6 +131,11 @@ pub struct Gpu {
     pub(super) cache_dirty: AtomicBool,
     pub(super) faults: Faults,
     pub(super) allocated: Arc<AtomicU64>,
+    pub(super) host_allocated: Arc<AtomicU64>,
+    pub(super) memory_types: MemoryTypes,
+    /// The heap that weights lie in.
+    heap: usize,
+    validation: Option<Arc<Validation>>,
     pub(super) limits: Limits,
     timeout: Duration,
     name: String,
@@ -129,7 +156,12 @@ impl Gpu {
     /// # Errors
     /// When there is no loader, no driver, no such device, or it lacks what kernels need.
     pub fn open(options: &GpuOptions) -> Result<Gpu, VulkanError> {
-        let found = instance::devices()?;
+        let (found, validation) = if options.validation {
+            let (instance, validation) = validation::instance()?;
+            (instance::found(&instance)?, Some(Arc::new(validation)))
+        } else {
+            (instance::devices()?, None)
+        };
         let chosen = choose(&found, options.device)?;
         let physical = chosen.physical.clone();
         let create = |what: &'static str| move |reason: String| VulkanError::Create { what, reason };
@@ -143,11 +175,13 @@ impl Gpu {
         let (device, mut queues) = Device::new(physical.clone(), info).map_err(|e| create("the device")(chain(&e)))?;
         let queue = queues.next().ok_or_else(|| create("the device")("it gives no queue".into()))?;
         let properties = physical.properties();
-        let heap = super::memory::weight_heap(&physical).ok_or_else(|| VulkanError::Refused {
+        let memory_types = MemoryTypes::of(&physical);
+        let heap = memory_types.weights(u32::MAX).and_then(|index| memory_types.heap(index));
+        let heap = heap.ok_or_else(|| VulkanError::Refused {
             name: chosen.name.clone(),
             reason: "it has no memory of its own".into(),
         })?;
-        let heap_bytes = physical.memory_properties().memory_heaps[heap as usize].size;
+        let heap_bytes = memory_types.heaps.get(heap).copied().unwrap_or(0);
         let own = |limit: u64, asked: Option<u64>| asked.map_or(limit, |asked| asked.min(limit));
         let max_allocation = properties.max_memory_allocation_size.unwrap_or(1 << 30);
         let max_buffer = properties.max_buffer_size.unwrap_or(max_allocation);
@@ -175,6 +209,10 @@ impl Gpu {
             cache_dirty: AtomicBool::new(false),
             faults: Faults::default(),
             allocated: Arc::default(),
+            host_allocated: Arc::default(),
+            memory_types,
+            heap,
+            validation,
             limits,
             timeout: options.timeout.unwrap_or(Duration::from_secs(if software { 600 } else { 30 })),
             name: chosen.name.clone(),
@@ -214,10 +252,70 @@ impl Gpu {
         self.allocated.load(Ordering::Relaxed)
     }
 
-    /// Bytes of device memory that are free, as far as this process knows.
+    /// Bytes of memory shared with the host that this process has allocated through this device.
+    #[must_use]
+    pub fn host_allocated(&self) -> u64 {
+        self.host_allocated.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of device memory that are free: of what may be used, and, where the driver tells, of what other programs leave.
     #[must_use]
     pub fn free(&self) -> u64 {
-        self.limits.memory.saturating_sub(self.allocated())
+        let own = self.limits.memory.saturating_sub(self.allocated());
+        self.budget().map_or(own, |budget| own.min(budget))
+    }
+
+    /// What the driver says that this process may still allocate from the heap of weights.
+    fn budget(&self) -> Option<u64> {
+        let physical = self.device.physical_device();
+        if !physical.supported_extensions().ext_memory_budget {
+            return None;
+        }
+        let mut budget = ash::vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
+        let mut properties = ash::vk::PhysicalDeviceMemoryProperties2::default().push_next(&mut budget);
+        let query = physical.instance().fns().v1_1.get_physical_device_memory_properties2;
+        // SAFETY: the device is alive, offers Vulkan 1.2 and the extension; both structures are whole.
+        unsafe { query(physical.handle(), &mut properties) };
+        let (budget, usage) = (budget.heap_budget.get(self.heap)?, budget.heap_usage.get(self.heap)?);
+        (*budget > 0).then(|| budget.saturating_sub(*usage))
+    }
+
+    /// Whether the device was lost: everything fails from then on, until it is opened again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// What the validation layer says, if the device was opened with it.
+    #[must_use]
+    pub fn validation(&self) -> Option<&Arc<Validation>> {
+        self.validation.as_ref()
+    }
+
+    /// The messages of the validation layer so far; none without it.
+    #[must_use]
+    pub fn validation_messages(&self) -> Vec<String> {
+        self.validation.as_ref().map(|validation| validation.messages()).unwrap_or_default()
+    }
+
+    /// Tells whether the device still exists, also when this is gone: what leaks keeps it alive.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn watch(&self) -> impl Fn() -> bool + use<> {
+        let device = Arc::downgrade(&self.device);
+        move || device.strong_count() > 0
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether the device may be used.
+    ///
+    /// # Errors
+    /// When it was lost.
+    pub(crate) fn check(&self) -> Result<(), BackendError> {
+        if self.is_lost() { Err(self.failed("the device was lost before; open it again")) } else { Ok(()) }
     }
 
     /// Multiply-adds that one submission may hold: well below what drivers allow in time.
@@ -231,77 +329,105 @@ impl Gpu {
         self.faults.plant(fault, after);
     }
 
-    /// Submits recorded commands one after the other, each a submission of its own; the fence tells when all have ended.
+    /// Submits recorded commands one after the other, each a submission of its own. Their end is to be waited for.
     ///
     /// # Errors
     /// When the device is lost: after that, nothing is submitted to it any more.
-    pub(crate) fn submit<'a>(
-        &self,
-        buffers: impl Iterator<Item = &'a CommandBuffer>,
-        fence: &Fence,
-    ) -> Result<(), BackendError> {
-        if self.lost.load(Ordering::Relaxed) {
-            return Err(self.failed("it was lost before; open it again"));
-        }
+    pub(crate) fn submit(&self, recorded: &Recorded) -> Result<(), BackendError> {
+        self.check()?;
         if self.faults.meet(&[Fault::DeviceLost]).is_some() {
-            return Err(self.lose("the device is lost (a fault of its driver, or a reset)"));
+            return Err(self.lose(LOST));
         }
-        let mut buffers = buffers.peekable();
-        while let Some(buffer) = buffers.next() {
-            let handles = [buffer.handle()];
-            let info = [ash::vk::SubmitInfo::default().command_buffers(&handles)];
-            let signal = if buffers.peek().is_some() { ash::vk::Fence::null() } else { fence.handle() };
-            // SAFETY: the command buffer was recorded for this queue's family and is not pending: whoever submits waits before it submits again or
-            // lets go of what is recorded, under the lock of its owner. The fence is unsignaled.
-            let result = self.queue.with(|_| unsafe {
-                (self.device.fns().v1_0.queue_submit)(self.queue.handle(), 1, info.as_ptr(), signal)
-            });
-            result.result().map_err(|code| self.code(Code::from(code), "submitting"))?;
+        let fence = recorded.fence().ok_or_else(|| self.failed("nothing is recorded"))?;
+        if !recorded.begin() {
+            return Err(self.failed("recorded commands were submitted again before they ended"));
+        }
+        let buffers = recorded.buffers();
+        for (i, buffer) in buffers.iter().enumerate() {
+            let signal = if i + 1 < buffers.len() { None } else { Some(fence) };
+            if let Err(code) = self.submit_one(Some(buffer), signal) {
+                // Nothing of a submission that fails is executed; what was submitted before it is.
+                let quiet = i == 0 || self.submit_one(None, Some(fence)).and_then(|()| self.await_fence(fence)).is_ok();
+                if quiet {
+                    recorded.ended();
+                } else {
+                    self.lost.store(true, Ordering::Release);
+                }
+                return Err(self.code(code, "submitting"));
+            }
         }
         Ok(())
     }
 
-    /// Waits for a submission and makes its fence ready for the next.
+    /// One submission: of a command buffer that is not pending, or of none, to learn when all before have ended.
+    fn submit_one(&self, buffer: Option<&CommandBuffer>, fence: Option<&Fence>) -> Result<(), Code> {
+        let handles = [buffer.map_or(ash::vk::CommandBuffer::null(), VulkanObject::handle)];
+        let count = usize::from(buffer.is_some());
+        let info = [ash::vk::SubmitInfo::default().command_buffers(&handles[..count])];
+        let fence = fence.map_or(ash::vk::Fence::null(), VulkanObject::handle);
+        // SAFETY: the command buffer was recorded for this queue's family and is not pending; `Recorded` keeps it and all that it uses alive
+        // until its end was seen. The fence is unsignaled and no other submission uses it. The queue is locked.
+        let result = self.queue.with(|_| unsafe {
+            (self.device.fns().v1_0.queue_submit)(self.queue.handle(), 1, info.as_ptr(), fence)
+        });
+        result.result().map_err(Code::from)
+    }
+
+    /// Waits for a fence and makes it ready for the next submission.
+    fn await_fence(&self, fence: &Fence) -> Result<(), Code> {
+        fence.wait(Some(self.timeout))?;
+        // SAFETY: it was waited for: no submission uses it.
+        unsafe { fence.reset() }.map_err(|error| match error {
+            vulkano::Validated::Error(code) => code,
+            vulkano::Validated::ValidationError(_) => Code::ValidationFailed,
+        })
+    }
+
+    /// Waits for the end of what was submitted.
     ///
     /// # Errors
-    /// When the device is lost, or does not end in time.
-    pub(crate) fn wait(&self, fence: &Fence) -> Result<(), BackendError> {
+    /// When the device is lost, or does not end in time, by which it counts as lost.
+    pub(crate) fn wait(&self, recorded: &Recorded) -> Result<(), BackendError> {
+        let Some(fence) = recorded.fence().filter(|_| recorded.is_pending()) else { return Ok(()) };
         if self.faults.meet(&[Fault::Timeout]).is_some() {
-            // What was submitted goes on; it must end before its memory goes.
-            let _ = fence.wait(None);
+            // The submission is left to itself, as one that is late.
             return Err(self.lose(&self.late()));
         }
-        match fence.wait(Some(self.timeout)) {
-            Ok(()) => {}
+        match self.await_fence(fence) {
+            Ok(()) => recorded.ended(),
             Err(Code::Timeout) => return Err(self.lose(&self.late())),
-            Err(code) => return Err(self.code(code, "waiting")),
+            Err(Code::DeviceLost) => {
+                recorded.ended();
+                return Err(self.lose(LOST));
+            }
+            // Whether it has ended is not known.
+            Err(code) => return Err(self.lose(&format!("waiting: {code}"))),
         }
-        // SAFETY: the fence was waited for, no submission uses it.
-        unsafe { fence.reset() }.map_err(|e| self.failed(&chain(&e)))
+        Ok(())
     }
 
     /// Submits and waits.
     ///
     /// # Errors
     /// As both.
-    pub(crate) fn run(&self, recorded: &super::Recorded) -> Result<(), BackendError> {
-        self.submit(recorded.buffers.iter(), &recorded.fence)?;
-        self.wait(&recorded.fence)
+    pub(crate) fn run(&self, recorded: &Recorded) -> Result<(), BackendError> {
+        self.submit(recorded)?;
+        self.wait(recorded)
     }
 
     fn late(&self) -> String {
-        format!("a submission did not end within {} s", self.timeout.as_secs())
+        format!("a submission did not end within {:?}; the device counts as lost, open it again", self.timeout)
     }
 
     fn code(&self, code: Code, doing: &str) -> BackendError {
         match code {
-            Code::DeviceLost => self.lose("the device is lost (a fault of its driver, or a reset)"),
+            Code::DeviceLost => self.lose(LOST),
             code => self.failed(&format!("{doing}: {code}")),
         }
     }
 
     fn lose(&self, reason: &str) -> BackendError {
-        self.lost.store(true, Ordering::Relaxed);
+        self.lost.store(true, Ordering::Release);
         self.failed(reason)
     }
 

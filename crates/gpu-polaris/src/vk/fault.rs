@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 
 /// A fault that the next operation of its kind meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// An allocation fails as if the heap were full.
     OutOfMemory,
@@ -12,6 +13,8 @@ pub enum Fault {
     DeviceLost,
     /// A submission does not end within its time.
     Timeout,
+    /// A barrier is left out of what is recorded: what the validation layer has to notice.
+    MissingBarrier,
 }
 
 /// Faults to come.

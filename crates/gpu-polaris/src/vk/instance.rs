@@ -38,6 +38,9 @@ pub enum VulkanError {
         /// What it lacks.
         reason: String,
     },
+    /// The validation layer was asked for and is not there.
+    #[error("no Vulkan validation layer (on Debian: apt-get install vulkan-validationlayers): {0}")]
+    Validation(String),
     /// The driver refused to make something.
     #[error("{what}: {reason}")]
     Create {
@@ -116,6 +119,16 @@ const FEATURE_NAMES: [(&str, fn(&DeviceFeatures) -> bool); 3] = [
     ("shaderInt64", |f| f.shader_int64),
 ];
 
+/// How an instance is made.
+pub(super) fn create_info() -> InstanceCreateInfo {
+    InstanceCreateInfo {
+        flags: InstanceCreateFlags::ENUMERATE_PORTABILITY,
+        max_api_version: Some(Version::V1_3),
+        application_name: Some("polaris".into()),
+        ..InstanceCreateInfo::default()
+    }
+}
+
 /// The one instance of the process: drivers are loaded once.
 fn instance() -> Result<Arc<Instance>, VulkanError> {
     static SHARED: Mutex<Option<Arc<Instance>>> = Mutex::new(None);
@@ -124,13 +137,7 @@ fn instance() -> Result<Arc<Instance>, VulkanError> {
         return Ok(instance.clone());
     }
     let library = VulkanLibrary::new().map_err(|e| VulkanError::Loader(chain(&e)))?;
-    let info = InstanceCreateInfo {
-        flags: InstanceCreateFlags::ENUMERATE_PORTABILITY,
-        max_api_version: Some(Version::V1_3),
-        application_name: Some("polaris".into()),
-        ..InstanceCreateInfo::default()
-    };
-    let instance = Instance::new(library, info).map_err(|e| VulkanError::Driver(chain(&e)))?;
+    let instance = Instance::new(library, create_info()).map_err(|e| VulkanError::Driver(chain(&e)))?;
     *shared = Some(instance.clone());
     Ok(instance)
 }
@@ -140,7 +147,11 @@ fn instance() -> Result<Arc<Instance>, VulkanError> {
 /// # Errors
 /// When there is no loader or no driver.
 pub fn devices() -> Result<Vec<FoundDevice>, VulkanError> {
-    let instance = instance()?;
+    found(&instance()?)
+}
+
+/// Every device that an instance lists.
+pub(super) fn found(instance: &Arc<Instance>) -> Result<Vec<FoundDevice>, VulkanError> {
     let found = instance.enumerate_physical_devices().map_err(|e| VulkanError::Driver(chain(&e)))?;
     Ok(found.map(describe).collect())
 }

@@ -7,57 +7,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use core_tensor::BackendError;
 use vulkano::buffer::sys::RawBuffer;
 use vulkano::buffer::{Buffer, BufferCreateInfo, BufferUsage, Subbuffer};
-use vulkano::device::physical::PhysicalDevice;
-use vulkano::memory::{DeviceMemory, MemoryAllocateInfo, MemoryMapInfo, MemoryPropertyFlags, ResourceMemory};
+use vulkano::memory::{DeviceMemory, MemoryAllocateInfo, MemoryMapInfo, ResourceMemory};
 
 use super::device::Gpu;
 use super::fault::Fault;
 use super::instance::chain;
 
-/// Part of a buffer, as a descriptor names it.
+/// Part of a buffer, as a descriptor names it. It keeps the buffer alive, and counted.
 #[derive(Clone, Debug)]
-pub(crate) struct Region(pub(super) Subbuffer<[u8]>);
+pub(crate) struct Region {
+    pub(super) bytes: Subbuffer<[u8]>,
+    _counted: Arc<Counted>,
+}
 
 impl Region {
     pub(crate) fn len(&self) -> u64 {
-        self.0.size()
+        self.bytes.size()
     }
-}
-
-/// The memory type for what the device reads often: its own memory, and not the small part that the host sees where there is another.
-fn weight_type(physical: &PhysicalDevice, bits: u32) -> Option<u32> {
-    let types = &physical.memory_properties().memory_types;
-    let allowed = |index: &usize| bits & (1 << index) != 0;
-    let local = |index: &usize| types[*index].property_flags.contains(MemoryPropertyFlags::DEVICE_LOCAL);
-    let protected = |index: &usize| {
-        types[*index].property_flags.intersects(MemoryPropertyFlags::PROTECTED | MemoryPropertyFlags::DEVICE_COHERENT)
-    };
-    let heap = |index: &usize| {
-        let heap = types[*index].heap_index as usize;
-        let visible = types[*index].property_flags.contains(MemoryPropertyFlags::HOST_VISIBLE);
-        (physical.memory_properties().memory_heaps[heap].size, !visible)
-    };
-    let candidates = (0..types.len()).filter(|index| allowed(index) && local(index) && !protected(index));
-    candidates.max_by_key(heap).and_then(|index| u32::try_from(index).ok())
-}
-
-/// The heap of [`weight_type`].
-pub(super) fn weight_heap(physical: &PhysicalDevice) -> Option<u32> {
-    let index = weight_type(physical, u32::MAX)?;
-    Some(physical.memory_properties().memory_types[index as usize].heap_index)
-}
-
-/// A host-visible memory type: cached for what the host reads.
-fn host_type(physical: &PhysicalDevice, bits: u32, cached: bool) -> Option<u32> {
-    let types = &physical.memory_properties().memory_types;
-    let needed = MemoryPropertyFlags::HOST_VISIBLE | MemoryPropertyFlags::HOST_COHERENT;
-    let candidates = (0..types.len()).filter(|i| bits & (1 << i) != 0 && types[*i].property_flags.contains(needed));
-    let score = |i: &usize| {
-        let flags = types[*i].property_flags;
-        let local = flags.contains(MemoryPropertyFlags::DEVICE_LOCAL);
-        (flags.contains(MemoryPropertyFlags::HOST_CACHED) == cached, !local)
-    };
-    candidates.max_by_key(score).and_then(|index| u32::try_from(index).ok())
 }
 
 fn usage() -> BufferUsage {
@@ -71,26 +37,61 @@ struct Counted {
     bytes: u64,
 }
 
+impl Counted {
+    /// Counts bytes, unless there would be more than `most`.
+    fn new(allocated: &Arc<AtomicU64>, bytes: u64, most: u64) -> Option<Counted> {
+        let add = |now: u64| now.checked_add(bytes).filter(|sum| *sum <= most);
+        allocated.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        Some(Counted { allocated: allocated.clone(), bytes })
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
         self.allocated.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
+/// A buffer over an allocation of its own.
+#[derive(Clone, Debug)]
+struct Allocation {
+    whole: Subbuffer<[u8]>,
+    counted: Arc<Counted>,
+}
+
+impl Allocation {
+    /// A part, for a copy.
+    fn exact(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.whole.size() && len > 0);
+        let Some(end) = end else {
+            let size = self.whole.size();
+            return Err(BackendError::Device(format!("bytes {offset}..+{len} are no part of a buffer of {size}")));
+        };
+        Ok(Region { bytes: self.whole.clone().slice(offset..end), _counted: self.counted.clone() })
+    }
+
+    /// A part, for a descriptor: an empty one takes the least that a descriptor may name.
+    fn region(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
+        self.exact(offset, len.max(16).next_multiple_of(4))
+    }
+}
+
+/// Whole pieces of 16 bytes, at least one; `None` where that overflows.
+fn rounded(bytes: u64) -> Option<u64> {
+    bytes.max(16).checked_next_multiple_of(16)
+}
+
 /// One allocation in the device's own memory.
 #[derive(Debug)]
-pub(crate) struct DeviceBuffer {
-    whole: Subbuffer<[u8]>,
-    _counted: Counted,
-}
+pub(crate) struct DeviceBuffer(Allocation);
 
 impl DeviceBuffer {
     /// Allocates device memory for `what`; its contents are undefined.
     ///
     /// # Errors
-    /// When it is larger than an allocation may be, or there is no memory for it.
+    /// When it is larger than an allocation may be, there is no memory for it, or the device is lost.
     pub(crate) fn new(gpu: &Gpu, what: &'static str, bytes: u64) -> Result<DeviceBuffer, BackendError> {
-        let bytes = bytes.max(16).next_multiple_of(16);
+        gpu.check()?;
         let no_memory = || BackendError::NoDeviceMemory {
             device: gpu.name().to_owned(),
             what,
@@ -98,51 +99,37 @@ impl DeviceBuffer {
             free: gpu.free(),
             largest: gpu.limits.max_allocation,
         };
-        if bytes > gpu.limits.max_allocation || bytes > gpu.free() || gpu.faults.meet(&[Fault::OutOfMemory]).is_some() {
+        let rounded = rounded(bytes).filter(|bytes| *bytes <= gpu.limits.max_allocation).ok_or_else(no_memory)?;
+        if rounded > gpu.free() || gpu.faults.meet(&[Fault::OutOfMemory]).is_some() {
             return Err(no_memory());
         }
-        let buffer = allocate(gpu, bytes, |bits| weight_type(gpu.device.physical_device(), bits), false)
-            .map_err(|reason| {
-                tracing::debug!(%reason, bytes, what, "allocation failed");
-                no_memory()
-            })?;
-        gpu.allocated.fetch_add(bytes, Ordering::Relaxed);
-        let counted = Counted { allocated: gpu.allocated.clone(), bytes };
-        Ok(DeviceBuffer { whole: Subbuffer::new(buffer), _counted: counted })
+        let counted = Counted::new(&gpu.allocated, rounded, gpu.limits.memory).ok_or_else(no_memory)?;
+        let buffer = allocate(gpu, rounded, |bits| gpu.memory_types.weights(bits), false).map_err(|reason| {
+            tracing::debug!(%reason, bytes, what, "allocation failed");
+            no_memory()
+        })?;
+        Ok(DeviceBuffer(Allocation { whole: Subbuffer::new(buffer), counted: Arc::new(counted) }))
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.whole.size()
+        self.0.whole.size()
     }
 
-    /// A part, for a copy.
+    /// A part, for a copy; not an empty one.
     pub(crate) fn exact(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
-        exact(&self.whole, offset, len)
+        self.0.exact(offset, len)
     }
 
     /// A part, for a descriptor: an empty one takes the least that a descriptor may name.
     pub(crate) fn region(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
-        region(&self.whole, offset, len)
+        self.0.region(offset, len)
     }
-}
-
-fn region(whole: &Subbuffer<[u8]>, offset: u64, len: u64) -> Result<Region, BackendError> {
-    exact(whole, offset, len.max(16).next_multiple_of(4))
-}
-
-fn exact(whole: &Subbuffer<[u8]>, offset: u64, len: u64) -> Result<Region, BackendError> {
-    let end = offset.checked_add(len).filter(|end| *end <= whole.size());
-    let Some(end) = end else {
-        let size = whole.size();
-        return Err(BackendError::Device(format!("bytes {offset}..+{len} are outside of a buffer of {size}")));
-    };
-    Ok(Region(whole.clone().slice(offset..end)))
 }
 
 /// One allocation that host and device see.
 #[derive(Debug)]
 pub(crate) struct HostBuffer {
-    whole: Subbuffer<[u8]>,
+    allocation: Allocation,
     mapped: NonNull<u8>,
 }
 
@@ -155,21 +142,23 @@ impl HostBuffer {
     /// Allocates memory for `what` that the host reads (`cached`) or only writes. A driver gives it zeroed, or with what this process left in it.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When there is no memory for it, or the device is lost.
     pub(crate) fn new(gpu: &Gpu, what: &'static str, bytes: u64, cached: bool) -> Result<HostBuffer, BackendError> {
-        let bytes = bytes.max(16).next_multiple_of(16);
+        gpu.check()?;
         let no_memory = || BackendError::NoMemory { what, bytes: usize::try_from(bytes).unwrap_or(usize::MAX) };
+        let rounded = rounded(bytes).ok_or_else(no_memory)?;
         if gpu.faults.meet(&[Fault::OutOfMemory]).is_some() {
             return Err(no_memory());
         }
-        let buffer = allocate(gpu, bytes, |bits| host_type(gpu.device.physical_device(), bits, cached), true);
+        let counted = Counted::new(&gpu.host_allocated, rounded, u64::MAX).ok_or_else(no_memory)?;
+        let buffer = allocate(gpu, rounded, |bits| gpu.memory_types.host(bits, cached), true);
         let buffer = buffer.map_err(|reason| {
             tracing::debug!(%reason, bytes, what, "allocation failed");
             no_memory()
         })?;
         let whole = Subbuffer::new(buffer);
         let mapped = whole.mapped_slice().map_err(|e| gpu.failed(&format!("mapping {what}: {e}")))?.cast::<u8>();
-        Ok(HostBuffer { whole, mapped })
+        Ok(HostBuffer { allocation: Allocation { whole, counted: Arc::new(counted) }, mapped })
     }
 
     /// What the device has written, once it has ended.
@@ -177,20 +166,21 @@ impl HostBuffer {
         self.bytes_mut()
     }
 
-    /// What the device will read.
+    /// What the device will read. Not to be called between a submission that uses these bytes and the end of waiting for it.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = usize::try_from(self.whole.size()).unwrap_or(0);
-        // SAFETY: the whole buffer is mapped, coherent and lives as long as `self`. Whoever has `&mut self` has waited for
-        // the submissions that use it: sessions and uploaders submit and wait in one call.
+        let len = usize::try_from(self.allocation.whole.size()).unwrap_or(0);
+        // SAFETY: the whole buffer is mapped, coherent and lives as long as `self`; no other slice of it is made while this one is borrowed. The
+        // device does not touch it meanwhile: sessions and uploaders submit and wait in one call, and where waiting fails, the device
+        // counts as lost and `Gpu::check` keeps them from coming here again.
         unsafe { std::slice::from_raw_parts_mut(self.mapped.as_ptr(), len) }
     }
 
     pub(crate) fn region(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
-        region(&self.whole, offset, len)
+        self.allocation.region(offset, len)
     }
 
     pub(crate) fn exact(&self, offset: u64, len: u64) -> Result<Region, BackendError> {
-        exact(&self.whole, offset, len)
+        self.allocation.exact(offset, len)
     }
 }
 

@@ -7,13 +7,17 @@ mod device;
 mod fault;
 mod instance;
 mod memory;
+mod memory_types;
 mod pipeline;
 mod recorder;
 mod upload;
+mod validation;
 
 pub use device::{Gpu, GpuOptions, Limits};
 pub use fault::Fault;
+pub use validation::Validation;
 pub use instance::{DeviceKind, FoundDevice, VulkanError, devices};
 pub(crate) use memory::{DeviceBuffer, HostBuffer, Region};
 pub(crate) use recorder::{Command, Groups, Recorded, record};
 pub(crate) use upload::Uploader;
+

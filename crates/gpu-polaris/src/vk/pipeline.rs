@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use core_tensor::BackendError;
 use vulkano::device::Device;
@@ -36,6 +36,7 @@ impl Gpu {
         if let Some(pipeline) = self.lock_pipelines().get(&key) {
             return Ok(pipeline.clone());
         }
+        self.check()?;
         let pipeline = Arc::new(self.compile(name, constants)?);
         self.cache_dirty.store(true, Ordering::Relaxed);
         Ok(self.lock_pipelines().entry(key).or_insert(pipeline).clone())
@@ -87,19 +88,29 @@ fn blob(bytes: &[u8]) -> Option<&[u8]> {
     (magic == MAGIC && sum == checksum(data)).then_some(data)
 }
 
-/// The cache of a file, empty if there is none or it is not whole.
+/// Whether a blob begins as one of this device and driver does (`VkPipelineCacheHeaderVersionOne`): vendor, device and the driver's identity.
+fn is_of(data: &[u8], vendor: u32, device: u32, uuid: &[u8; 16]) -> bool {
+    let word = |i: usize| data.get(4 * i..4 * i + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    word(0).is_some_and(|len| len >= 32)
+        && [word(1), word(2), word(3)] == [Some(1), Some(vendor), Some(device)]
+        && data.get(16..32) == Some(uuid)
+}
+
+/// The cache of a file, empty if there is none, it is not whole, or another driver wrote it.
 pub(super) fn open_cache(device: &Arc<Device>, file: &Path) -> Option<Arc<PipelineCache>> {
     let bytes = std::fs::read(file).unwrap_or_default();
-    let data = blob(&bytes).map(<[u8]>::to_vec).unwrap_or_default();
+    let properties = device.physical_device().properties();
+    let ours = |data: &&[u8]| is_of(data, properties.vendor_id, properties.device_id, &properties.pipeline_cache_uuid);
+    let data = blob(&bytes).filter(ours).map(<[u8]>::to_vec).unwrap_or_default();
     if data.is_empty() && !bytes.is_empty() {
-        tracing::debug!(file = %file.display(), "the pipeline cache is damaged and made anew");
+        tracing::debug!(file = %file.display(), "the pipeline cache is damaged or foreign and made anew");
     }
     let info = PipelineCacheCreateInfo { initial_data: data, ..PipelineCacheCreateInfo::default() };
     // SAFETY: the data are what a cache of this very device and driver gave, and their checksum is right.
     unsafe { PipelineCache::new(device.clone(), info) }.ok()
 }
 
-/// Writes a cache to its file, through another one.
+/// Writes a cache to its file, through another one of its own name: others who write at the same time do no harm.
 pub(super) fn save_cache(cache: &PipelineCache, file: &Path) -> Result<(), String> {
     let data = cache.get_data().map_err(|e| e.to_string())?;
     let folder = file.parent().ok_or("it has no folder")?;
@@ -107,7 +118,9 @@ pub(super) fn save_cache(cache: &PipelineCache, file: &Path) -> Result<(), Strin
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&checksum(&data).to_le_bytes());
     bytes.extend_from_slice(&data);
-    let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let temporary = file.with_extension(format!("{}-{number}.tmp", std::process::id()));
     let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, file));
     written.map_err(|e| {
         // The half-written file is of no use; that it may not be there is no error.
@@ -131,6 +144,20 @@ mod tests {
             let mut wrong = file.clone();
             wrong[i] ^= 1;
             assert_eq!(blob(&wrong), None, "byte {i} changed");
+        }
+    }
+
+    #[test]
+    fn blobs_of_other_devices_and_drivers_are_told_by_their_headers() {
+        let mut data = [32u32, 1, 0x1002, 0x67df].map(u32::to_le_bytes).concat();
+        data.extend_from_slice(&[7; 16]);
+        data.extend_from_slice(b"pipelines");
+        assert!(is_of(&data, 0x1002, 0x67df, &[7; 16]));
+        assert!(!is_of(&data, 0x1002, 0x67df, &[8; 16]), "another driver");
+        assert!(!is_of(&data, 0x1002, 0x67ef, &[7; 16]), "another device");
+        assert!(!is_of(&data, 0x10de, 0x67df, &[7; 16]), "another vendor");
+        for i in 0..32 {
+            assert!(!is_of(&data[..i], 0x1002, 0x67df, &[7; 16]), "cut at {i}");
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Recording: a list of commands becomes command buffers that are submitted again and again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use core_tensor::BackendError;
 use vulkano::buffer::Subbuffer;
@@ -9,17 +11,22 @@ use vulkano::command_buffer::{
     DispatchIndirectCommand, RecordingCommandBuffer,
 };
 use vulkano::descriptor_set::{DescriptorSet, WriteDescriptorSet};
+use vulkano::device::Queue;
 use vulkano::pipeline::{Pipeline as _, PipelineBindPoint};
 use vulkano::sync::fence::{Fence, FenceCreateInfo};
 use vulkano::sync::{AccessFlags, DependencyInfo, MemoryBarrier, PipelineStages};
 
 use super::device::Gpu;
+use super::fault::Fault;
 use super::instance::chain;
 use super::memory::Region;
 use super::pipeline::Pipeline;
 
 /// Bytes of push constants that a kernel may have.
 pub(crate) const PUSH_WORDS: usize = 24;
+
+/// The least that dropping waits for a submission whose end was not seen.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One command.
 #[derive(Clone, Debug)]
@@ -52,17 +59,74 @@ pub(crate) enum Groups {
 
 /// Command buffers with all that they use.
 pub(crate) struct Recorded {
-    pub(crate) buffers: Vec<CommandBuffer>,
-    pub(crate) fence: Fence,
+    /// Nothing only while it is dropped.
+    parts: Option<Parts>,
+    /// Whether it was submitted and its end was not seen.
+    pending: AtomicBool,
+    /// How long dropping waits for a submission whose end was not seen.
+    patience: Duration,
+}
+
+struct Parts {
+    buffers: Vec<CommandBuffer>,
+    fence: Fence,
     /// What the command buffers refer to: raw ones keep nothing alive.
-    _sets: Vec<Arc<DescriptorSet>>,
-    _pipelines: Vec<Arc<Pipeline>>,
-    _regions: Vec<Region>,
+    sets: Vec<Arc<DescriptorSet>>,
+    pipelines: Vec<Arc<Pipeline>>,
+    regions: Vec<Region>,
+    /// The device is destroyed after all of these, and its queue before it.
+    _queue: Arc<Queue>,
 }
 
 impl std::fmt::Debug for Recorded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recorded").field("buffers", &self.buffers.len()).finish_non_exhaustive()
+        let pending = self.pending.load(Ordering::Relaxed);
+        f.debug_struct("Recorded").field("buffers", &self.buffers().len()).field("pending", &pending).finish_non_exhaustive()
+    }
+}
+
+impl Recorded {
+    /// The command buffers, each a submission of its own.
+    pub(super) fn buffers(&self) -> &[CommandBuffer] {
+        self.parts.as_ref().map_or(&[], |parts| &parts.buffers)
+    }
+
+    /// Signaled when the last one has ended.
+    pub(super) fn fence(&self) -> Option<&Fence> {
+        self.parts.as_ref().map(|parts| &parts.fence)
+    }
+
+    /// Takes note that it is about to be submitted; false if it is pending already.
+    pub(super) fn begin(&self) -> bool {
+        !self.pending.swap(true, Ordering::Acquire)
+    }
+
+    /// Takes note that the device does not use it.
+    pub(super) fn ended(&self) {
+        self.pending.store(false, Ordering::Release);
+    }
+
+    /// Whether the device may be using it.
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        let Some(parts) = self.parts.take() else { return };
+        if !self.is_pending() {
+            return;
+        }
+        // A device that is lost uses nothing any more. One that still computes needs all this: better lost to the process than pulled from
+        // under it. Its driver resets it sooner or later.
+        match parts.fence.wait(Some(self.patience)) {
+            Ok(()) | Err(vulkano::VulkanError::DeviceLost) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a submission does not end: its memory is given up");
+                std::mem::forget(parts);
+            }
+        }
     }
 }
 
@@ -85,16 +149,14 @@ fn barrier() -> DependencyInfo {
     DependencyInfo { memory_barriers: [barrier].into_iter().collect(), ..DependencyInfo::default() }
 }
 
-/// What the device wrote, for the host.
-fn to_host() -> DependencyInfo {
-    let barrier = MemoryBarrier {
-        src_stages: PipelineStages::COMPUTE_SHADER | PipelineStages::ALL_TRANSFER,
-        src_access: AccessFlags::SHADER_WRITE | AccessFlags::TRANSFER_WRITE,
-        dst_stages: PipelineStages::HOST,
-        dst_access: AccessFlags::HOST_READ,
-        ..MemoryBarrier::default()
-    };
-    DependencyInfo { memory_barriers: [barrier].into_iter().collect(), ..DependencyInfo::default() }
+/// What the device wrote, for the host and for later submissions: a fence alone does not make it visible to those.
+fn at_the_end() -> DependencyInfo {
+    let mut info = barrier();
+    for barrier in &mut info.memory_barriers {
+        barrier.dst_stages |= PipelineStages::HOST;
+        barrier.dst_access |= AccessFlags::HOST_READ;
+    }
+    info
 }
 
 /// Records commands, to be submitted any number of times, one submission at a time.
@@ -109,14 +171,19 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
         RecordingCommandBuffer::new(gpu.commands.clone(), family, CommandBufferLevel::Primary, info)
             .map_err(|e| failed("the beginning", &e))
     };
-    let mut recorded = Recorded {
+    gpu.check()?;
+    if gpu.faults.meet(&[Fault::OutOfMemory]).is_some() {
+        return Err(BackendError::NoMemory { what: "recorded commands", bytes: commands.len() * size_of::<Command>() });
+    }
+    let mut recorded = Parts {
         buffers: Vec::new(),
         fence: Fence::new(gpu.device.clone(), FenceCreateInfo::default()).map_err(|e| failed("a fence", &e))?,
-        _sets: Vec::new(),
-        _pipelines: Vec::new(),
-        _regions: Vec::new(),
+        sets: Vec::new(),
+        pipelines: Vec::new(),
+        regions: Vec::new(),
+        _queue: gpu.queue.clone(),
     };
-    let (barrier, to_host) = (barrier(), to_host());
+    let (barrier, at_the_end) = (barrier(), at_the_end());
     let mut builder = begin()?;
     for command in commands {
         match command {
@@ -126,12 +193,12 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
                 let bound = |(binding, _): &(usize, &Region)| set_layout.bindings().contains_key(&(*binding as u32));
                 let writes = regions.iter().enumerate().filter(bound);
                 let writes: Vec<_> =
-                    writes.map(|(i, region)| WriteDescriptorSet::buffer(i as u32, region.0.clone())).collect();
+                    writes.map(|(i, region)| WriteDescriptorSet::buffer(i as u32, region.bytes.clone())).collect();
                 if writes.len() != set_layout.bindings().len() {
                     return Err(gpu.failed("a shader's binding was left out"));
                 }
                 for region in regions {
-                    let offset = region.0.offset() % gpu.device.physical_device().properties().min_storage_buffer_offset_alignment.as_devicesize();
+                    let offset = region.bytes.offset() % gpu.device.physical_device().properties().min_storage_buffer_offset_alignment.as_devicesize();
                     if region.len() > gpu.limits.max_range || offset != 0 {
                         let (len, max) = (region.len(), gpu.limits.max_range);
                         return Err(gpu.failed(&format!("a binding of {len} bytes (at most {max}) at a remainder of {offset}")));
@@ -158,31 +225,34 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
                     match groups {
                         Groups::Fixed(groups) => builder.dispatch(*groups).map_err(|e| failed("a dispatch", &e))?,
                         Groups::Indirect(region) => {
-                            let words: Subbuffer<[DispatchIndirectCommand]> = region.0.clone().slice(0..12).reinterpret();
-                            recorded._regions.push(region.clone());
+                            let words: Subbuffer<[DispatchIndirectCommand]> = region.bytes.clone().slice(0..12).reinterpret();
+                            recorded.regions.push(region.clone());
                             builder.dispatch_indirect(&words).map_err(|e| failed("a dispatch", &e))?
                         }
                     };
                 }
-                recorded._sets.push(set);
-                recorded._pipelines.push(pipeline.clone());
+                recorded.regions.extend_from_slice(regions);
+                recorded.sets.push(set);
+                recorded.pipelines.push(pipeline.clone());
             }
             Command::Copy { from, to } => {
                 let size = from.len().min(to.len());
                 let info = CopyBufferInfo {
                     regions: [BufferCopy { size, ..BufferCopy::default() }].into_iter().collect(),
-                    ..CopyBufferInfo::buffers(from.0.clone(), to.0.clone())
+                    ..CopyBufferInfo::buffers(from.bytes.clone(), to.bytes.clone())
                 };
                 // SAFETY: both regions are kept alive, lie inside their buffers and do not overlap; conflicts have barriers.
                 unsafe { builder.copy_buffer(&info) }.map_err(|e| failed("a copy", &e))?;
-                recorded._regions.extend([from.clone(), to.clone()]);
+                recorded.regions.extend([from.clone(), to.clone()]);
             }
             Command::Clear(region) => {
-                let words: Subbuffer<[u32]> = region.0.clone().reinterpret();
+                let words: Subbuffer<[u32]> = region.bytes.clone().reinterpret();
                 // SAFETY: the region is kept alive; conflicts have barriers.
                 unsafe { builder.fill_buffer(&words, 0) }.map_err(|e| failed("a fill", &e))?;
-                recorded._regions.push(region.clone());
+                recorded.regions.push(region.clone());
             }
+            // Left out for a test of the validation layer.
+            Command::Barrier if gpu.faults.meet(&[Fault::MissingBarrier]).is_some() => {}
             Command::Barrier => {
                 // SAFETY: a memory barrier refers to nothing.
                 unsafe { builder.pipeline_barrier(&barrier) }.map_err(|e| failed("a barrier", &e))?;
@@ -200,11 +270,11 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
     }
     // SAFETY: as above.
     let buffer = unsafe {
-        builder.pipeline_barrier(&to_host).map_err(|e| failed("a barrier", &e))?;
+        builder.pipeline_barrier(&at_the_end).map_err(|e| failed("a barrier", &e))?;
         builder.end()
     };
     recorded.buffers.push(buffer.map_err(|e| failed("the end", &e))?);
-    Ok(recorded)
+    Ok(Recorded { parts: Some(recorded), pending: AtomicBool::new(false), patience: gpu.timeout().max(PATIENCE) })
 }
 
 /// Pushes as many words as the layout has.

@@ -18,6 +18,7 @@ struct Slot {
     host: HostBuffer,
     used: u64,
     copies: Vec<Command>,
+    /// Waits for its end when it is dropped, as whoever stops halfway does.
     pending: Option<Recorded>,
 }
 
@@ -56,6 +57,8 @@ impl Uploader {
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        // Where waiting for a slot failed, the device may still read it.
+        self.gpu.check()?;
         if len == 0 {
             return Ok(());
         }
@@ -79,7 +82,7 @@ impl Uploader {
         let slot = &mut self.slots[self.current];
         if !slot.copies.is_empty() {
             let recorded = record(&self.gpu, &slot.copies)?;
-            self.gpu.submit(recorded.buffers.iter(), &recorded.fence)?;
+            self.gpu.submit(&recorded)?;
             slot.pending = Some(recorded);
             slot.copies.clear();
         }
@@ -89,9 +92,10 @@ impl Uploader {
 
     fn reclaim(&mut self, slot: usize) -> Result<(), BackendError> {
         let slot = &mut self.slots[slot];
-        if let Some(recorded) = slot.pending.take() {
-            self.gpu.wait(&recorded.fence)?;
+        if let Some(recorded) = &slot.pending {
+            self.gpu.wait(recorded)?;
         }
+        slot.pending = None;
         slot.used = 0;
         Ok(())
     }
@@ -118,21 +122,9 @@ impl Uploader {
             let slot = &mut self.slots[self.current];
             let copy = Command::Copy { from: from.exact(offset + i as u64 * SLOT, len)?, to: slot.host.exact(0, len)? };
             let recorded = record(&self.gpu, &[copy])?;
-            self.gpu.submit(recorded.buffers.iter(), &recorded.fence)?;
-            self.gpu.wait(&recorded.fence)?;
+            self.gpu.run(&recorded)?;
             chunk.copy_from_slice(&slot.host.bytes()[..chunk.len()]);
         }
         Ok(())
-    }
-}
-
-impl Drop for Uploader {
-    fn drop(&mut self) {
-        // Command buffers and memory may not go while the device uses them; what fails here has failed before.
-        for slot in &mut self.slots {
-            if let Some(recorded) = slot.pending.take() {
-                let _ = self.gpu.wait(&recorded.fence);
-            }
-        }
     }
 }
