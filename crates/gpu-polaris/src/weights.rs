@@ -8,7 +8,7 @@ use core_tensor::{BackendError, DType, Graph, Progress, ValueId, Weight, WeightE
 
 use crate::analysis::{Analysis, MatrixKey};
 use crate::layout::{BLOCK, Format, TILE, TileMut, pack_row};
-use crate::vk::{DeviceBuffer, Gpu, Uploader};
+use crate::vk::{DeviceBuffer, Gpu, Limits, Uploader};
 
 /// Bytes of one arena, if an allocation may be that large.
 const ARENA: u64 = 1 << 30;
@@ -54,12 +54,20 @@ impl Matrix {
     }
 }
 
-/// A model's weights on a device.
-pub(crate) struct GpuWeights {
-    pub(crate) graph: Arc<Graph>,
+/// Where a model's weights will lie on a device: known before anything is allocated.
+#[derive(Debug)]
+pub(crate) struct WeightPlan {
     pub(crate) analysis: Analysis,
     pub(crate) matrices: BTreeMap<MatrixKey, Matrix>,
     pub(crate) plain: BTreeMap<ValueId, Extent>,
+    /// Bytes of each arena.
+    pub(crate) arenas: Vec<u64>,
+}
+
+/// A model's weights on a device.
+pub(crate) struct GpuWeights {
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) plan: WeightPlan,
     pub(crate) arenas: Vec<Arc<DeviceBuffer>>,
     pub(crate) gpu: Arc<Gpu>,
 }
@@ -96,31 +104,43 @@ fn failed(name: &str) -> impl Fn(WeightError) -> BackendError + '_ {
     move |source| BackendError::Weight { name: name.to_owned(), source }
 }
 
-impl GpuWeights {
-    /// Plans where each weight lies, allocates the arenas, and streams the weights into them.
+impl WeightPlan {
+    /// Plans where each weight lies on a device with these limits; `device` is its name, for messages. No weight is read.
     ///
     /// # Errors
-    /// When a weight cannot be read or held, or `progress` cancels.
-    pub(crate) fn load(gpu: &Arc<Gpu>, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<GpuWeights, BackendError> {
+    /// When a weight cannot be held.
+    pub(crate) fn new(device: &str, limits: &Limits, graph: &Graph) -> Result<WeightPlan, BackendError> {
         let analysis = Analysis::new(graph);
-        let limits = gpu.limits();
         let mut planner = Planner { limit: ARENA.min(limits.max_allocation), arenas: Vec::new() };
         let mut matrices = BTreeMap::new();
         for key in &analysis.matrices {
-            matrices.insert(*key, plan_matrix(gpu, graph, *key, &mut planner)?);
+            matrices.insert(*key, plan_matrix(device, limits, graph, *key, &mut planner)?);
         }
         let mut plain = BTreeMap::new();
         for id in &analysis.plain {
             let Some(weight) = graph.weight_of(*id) else { continue };
             let len = weight.byte_len() as u64;
             if len > limits.max_range.min(limits.max_allocation) {
-                return Err(too_large(gpu, graph, *id, len));
+                return Err(too_large(device, limits, graph, *id, len));
             }
             plain.insert(*id, planner.take(len.max(16).next_multiple_of(16)));
         }
-        let allocate = |bytes: &u64| DeviceBuffer::new(gpu, "weights", (*bytes).min(planner.limit)).map(Arc::new);
-        let arenas = planner.arenas.iter().map(allocate).collect::<Result<Vec<_>, _>>()?;
-        let weights = GpuWeights { graph: graph.clone(), analysis, matrices, plain, arenas, gpu: gpu.clone() };
+        let limit = planner.limit;
+        let arenas = planner.arenas.into_iter().map(|bytes| bytes.min(limit)).collect();
+        Ok(WeightPlan { analysis, matrices, plain, arenas })
+    }
+}
+
+impl GpuWeights {
+    /// Plans where each weight lies, allocates the arenas, and streams the weights into them.
+    ///
+    /// # Errors
+    /// When a weight cannot be read or held, or `progress` cancels.
+    pub(crate) fn load(gpu: &Arc<Gpu>, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<GpuWeights, BackendError> {
+        let plan = WeightPlan::new(gpu.name(), gpu.limits(), graph)?;
+        let allocate = |bytes: &u64| DeviceBuffer::new(gpu, "weights", *bytes).map(Arc::new);
+        let arenas = plan.arenas.iter().map(allocate).collect::<Result<Vec<_>, _>>()?;
+        let weights = GpuWeights { graph: graph.clone(), plan, arenas, gpu: gpu.clone() };
         weights.stream(progress)?;
         Ok(weights)
     }
@@ -133,10 +153,10 @@ impl GpuWeights {
             if progress(done, total).is_break() { Err(BackendError::Cancelled) } else { Ok(()) }
         };
         let mut uploader = Uploader::new(&self.gpu)?;
-        for (key, matrix) in &self.matrices {
+        for (key, matrix) in &self.plan.matrices {
             self.stream_matrix(*key, matrix, &mut uploader, &mut tell)?;
         }
-        for (id, extent) in &self.plain {
+        for (id, extent) in &self.plan.plain {
             let (Some(weight), name) = (self.graph.weight_of(*id), &self.graph.value(*id).name) else { continue };
             let tensor = weight.to_tensor().map_err(failed(name))?;
             for (i, chunk) in tensor.bytes().chunks(Uploader::CAPACITY).enumerate() {
@@ -209,14 +229,20 @@ impl GpuWeights {
     }
 }
 
-fn too_large(gpu: &Gpu, graph: &Graph, id: ValueId, bytes: u64) -> BackendError {
-    let most = gpu.limits().max_range.min(gpu.limits().max_allocation);
+fn too_large(device: &str, limits: &Limits, graph: &Graph, id: ValueId, bytes: u64) -> BackendError {
+    let most = limits.max_range.min(limits.max_allocation);
     let name = &graph.value(id).name;
-    BackendError::Device(format!("{}: weight {name:?} of {bytes} bytes does not fit a range of {most}", gpu.name()))
+    BackendError::Device(format!("{device}: weight {name:?} of {bytes} bytes does not fit a range of {most}"))
 }
 
 /// Cuts a matrix into chunks whose every array fits a binding and an arena.
-fn plan_matrix(gpu: &Gpu, graph: &Graph, key: MatrixKey, planner: &mut Planner) -> Result<Matrix, BackendError> {
+fn plan_matrix(
+    device: &str,
+    limits: &Limits,
+    graph: &Graph,
+    key: MatrixKey,
+    planner: &mut Planner,
+) -> Result<Matrix, BackendError> {
     let weight = graph.weight_of(key.weight).ok_or(BackendError::Mismatch("weights and graph"))?;
     let format = Format::of(weight.dtype()).ok_or(BackendError::Mismatch("weights and formats"))?;
     let (first, last) = (weight.row_count(), weight.row_len());
@@ -224,16 +250,16 @@ fn plan_matrix(gpu: &Gpu, graph: &Graph, key: MatrixKey, planner: &mut Planner) 
     let blocks = k.div_ceil(BLOCK);
     let mut matrix = Matrix { format, rows, k, blocks, paired: key.up.is_some(), chunks: Vec::new() };
     let tile = format.tile_bytes(blocks);
-    let limit = gpu.limits().max_range.min(planner.limit - ALIGNMENT) as usize;
+    let limit = limits.max_range.min(planner.limit - ALIGNMENT) as usize;
     let largest = tile.into_iter().max().unwrap_or(0);
     if largest > limit {
-        return Err(too_large(gpu, graph, key.weight, largest as u64));
+        return Err(too_large(device, limits, graph, key.weight, largest as u64));
     }
     let mut most = (limit / largest.max(1)).max(1);
     if matrix.paired {
         most = (most / 2 * 2).max(2);
         if largest * 2 > limit {
-            return Err(too_large(gpu, graph, key.weight, 2 * largest as u64));
+            return Err(too_large(device, limits, graph, key.weight, 2 * largest as u64));
         }
     }
     let tiles = matrix.tiles();

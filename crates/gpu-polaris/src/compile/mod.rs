@@ -10,10 +10,10 @@ use core_tensor::{
 
 use crate::analysis::readers;
 use crate::plan::{Access, Dispatch, Memory};
-use crate::program::{GpuProgram, OutputPlace, RopeTable};
+use crate::program::{GpuProgram, OutputPlace, Parts, RopeTable};
 use crate::step::{Grid, StepValues, least, product};
-use crate::vk::Gpu;
-use crate::weights::{GpuWeights, Matrix};
+use crate::vk::{DeviceKind, Gpu, Limits};
+use crate::weights::{GpuWeights, Matrix, WeightPlan};
 
 mod nodes;
 mod products;
@@ -39,6 +39,62 @@ pub(crate) fn compile(
     if !Arc::ptr_eq(&loaded.gpu, gpu) || !fits(graph, loaded) {
         return Err(BackendError::Mismatch("weights and graph"));
     }
+    let target = Target { limits: *gpu.limits(), kind: gpu.kind() };
+    let compiled = plan(target, graph, &loaded.plan, bounds, guards)?;
+    GpuProgram::new(Parts {
+        gpu: gpu.clone(),
+        graph: graph.clone(),
+        weights: weights.clone(),
+        bounds: bounds.clone(),
+        dispatches: compiled.dispatches,
+        places: compiled.places,
+        plan: compiled.plan,
+        guard: compiled.guard,
+        values: compiled.values,
+        ropes: compiled.ropes,
+        outputs: compiled.outputs,
+        largest: compiled.largest,
+    })
+}
+
+/// What a plan is made for: no device is needed to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) limits: Limits,
+    pub(crate) kind: DeviceKind,
+}
+
+impl Target {
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// A program as far as it can be known without a device.
+pub(crate) struct Compiled {
+    pub(crate) dispatches: Vec<Dispatch>,
+    /// Buffers of the plan: of values (false) and of scratch (true), by index.
+    pub(crate) places: BTreeMap<(bool, usize), usize>,
+    pub(crate) plan: MemoryPlan,
+    /// Bytes around each buffer that must stay as they are; 0: none.
+    pub(crate) guard: usize,
+    pub(crate) values: StepValues,
+    pub(crate) ropes: Vec<RopeTable>,
+    pub(crate) outputs: Vec<OutputPlace>,
+    pub(crate) largest: Vec<Vec<usize>>,
+}
+
+/// Plans a graph for up to `bounds` of its symbols, on a device that is known by its limits only.
+///
+/// # Errors
+/// When a node is not supported, a symbol has no bound, or a value does not fit the limits.
+pub(crate) fn plan(
+    target: Target,
+    graph: &Graph,
+    weights: &WeightPlan,
+    bounds: &Bindings,
+    guards: bool,
+) -> Result<Compiled, BackendError> {
     for node in graph.nodes() {
         supports(graph, node).map_err(|reason| BackendError::Unsupported {
             node: node.name.clone(),
@@ -48,9 +104,9 @@ pub(crate) fn compile(
     }
     let largest = largest_extents(graph, bounds)?;
     let mut compiler = Compiler {
-        gpu,
+        gpu: target,
         graph,
-        weights: loaded,
+        weights,
         bounds,
         readers: readers(graph),
         root: graph.value_ids().collect(),
@@ -61,8 +117,8 @@ pub(crate) fn compile(
         scratch: Vec::new(),
         ropes: Vec::new(),
         values: StepValues::default(),
-        target_waves: match gpu.kind() {
-            crate::vk::DeviceKind::Software => 4,
+        target_waves: match target.kind {
+            DeviceKind::Software => 4,
             _ => 512,
         },
     };
@@ -108,9 +164,9 @@ pub(crate) enum Waiting {
 }
 
 pub(crate) struct Compiler<'a> {
-    pub(crate) gpu: &'a Arc<Gpu>,
-    pub(crate) graph: &'a Arc<Graph>,
-    pub(crate) weights: &'a GpuWeights,
+    pub(crate) gpu: Target,
+    pub(crate) graph: &'a Graph,
+    pub(crate) weights: &'a WeightPlan,
     pub(crate) bounds: &'a Bindings,
     pub(crate) readers: Vec<Vec<usize>>,
     /// Whose buffer a value lies in.
@@ -278,12 +334,11 @@ impl Compiler<'_> {
 
     fn finish(
         self,
-        weights: Arc<dyn core_tensor::Weights>,
         largest: Vec<Vec<usize>>,
         outputs: Vec<OutputPlace>,
         guards: bool,
-    ) -> Result<GpuProgram, BackendError> {
-        let Compiler { gpu, graph, bounds, dispatches, scratch, ropes, values, .. } = self;
+    ) -> Result<Compiled, BackendError> {
+        let Compiler { gpu, graph, dispatches, scratch, ropes, values, .. } = self;
         // Each buffer lives from the first dispatch that touches it to the last.
         let mut lives: BTreeMap<(bool, usize), (usize, usize)> = BTreeMap::new();
         for (step, dispatch) in dispatches.iter().enumerate() {
@@ -320,20 +375,7 @@ impl Compiler<'_> {
             requests.push(BufferRequest { name, bytes: bytes + 2 * guard, first_step, last_step });
         }
         let plan = MemoryPlan::new(requests, alignment);
-        GpuProgram::new(crate::program::Parts {
-            gpu: gpu.clone(),
-            graph: graph.clone(),
-            weights,
-            bounds: bounds.clone(),
-            dispatches,
-            places,
-            plan,
-            guard,
-            values,
-            ropes,
-            outputs,
-            largest,
-        })
+        Ok(Compiled { dispatches, places, plan, guard, values, ropes, outputs, largest })
     }
 
     /// The matrix of a product's weight.
