@@ -1,7 +1,10 @@
 //! A program before it is bound to memory: dispatches over named memory.
 
-use core_tensor::{StateId, ValueId};
+use std::collections::BTreeMap;
 
+use core_tensor::{MemoryPlan, StateId, ValueId};
+
+use crate::barrier::{Span, Touched};
 use crate::step::Grid;
 use crate::weights::Extent;
 
@@ -107,4 +110,47 @@ impl Dispatch {
         self.work = work;
         self
     }
+}
+
+/// Offset and length of a buffer in the arena, without the guards around it; `None` for memory that lies elsewhere.
+pub(crate) fn place(
+    places: &BTreeMap<(bool, usize), usize>,
+    plan: &MemoryPlan,
+    guard: usize,
+    memory: Memory,
+) -> Option<(u64, u64)> {
+    let key = match memory {
+        Memory::Value(id) => (false, id.index()),
+        Memory::Scratch(i) => (true, i),
+        _ => return None,
+    };
+    let buffer = *places.get(&key)?;
+    Some(((plan.offsets[buffer] + guard) as u64, (plan.buffers[buffer].bytes - 2 * guard) as u64))
+}
+
+/// What a dispatch touches, for the placing of barriers. Weights, the step's values and inputs are only read: nothing conflicts there.
+pub(crate) fn touched(dispatch: &Dispatch, place: impl Fn(Memory) -> Option<(u64, u64)>) -> Touched {
+    let mut touched = Touched::default();
+    for Operand { memory, access, .. } in &dispatch.operands {
+        let span = match memory {
+            Memory::Value(_) | Memory::Scratch(_) => match place(*memory) {
+                Some((offset, len)) => Span { space: 0, bytes: offset..offset + len },
+                None => continue,
+            },
+            Memory::Status => Span { space: 1, bytes: 0..1 },
+            Memory::Output(i) => Span { space: 2, bytes: *i as u64..*i as u64 + 1 },
+            Memory::State(id) | Memory::StateScales(id) => {
+                Span { space: 3, bytes: id.index() as u64..id.index() as u64 + 1 }
+            }
+            Memory::Weights(_) | Memory::Input(_) | Memory::Rope(_) | Memory::Unused => continue,
+        };
+        if matches!(access, Access::Read | Access::ReadWrite) {
+            touched.reads.push(span.clone());
+        }
+        // The status is changed by atomic operations only, in any order.
+        if matches!(access, Access::Write | Access::ReadWrite) && *memory != Memory::Status {
+            touched.writes.push(span);
+        }
+    }
+    touched
 }

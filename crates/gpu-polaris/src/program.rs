@@ -10,8 +10,8 @@ use core_tensor::{
     BackendError, Bindings, Graph, MemoryPlan, Program, RowInputs, Session, Tensor, ValueId, Weights, eval_shape,
 };
 
-use crate::barrier::{Span, Touched, barriers};
-use crate::plan::{Access, Dispatch, Memory, Operand};
+use crate::barrier::{Touched, barriers};
+use crate::plan::{Dispatch, Memory, place, touched};
 use crate::session::GpuSession;
 use crate::step::{Grid, STATUS_WORDS, StepValues};
 use crate::vk::{Command, DeviceBuffer, Gpu, Groups, HostBuffer, Recorded, Region, record};
@@ -123,7 +123,7 @@ impl GpuProgram {
         let block = StepBlock { values, inputs, ropes, len: len.next_multiple_of(align) };
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut program = GpuProgram { parts, id, block, readback, readback_len, row_inputs, barriers: Vec::new() };
-        let touched: Vec<Touched> = program.parts.dispatches.iter().map(|dispatch| program.touched(dispatch)).collect();
+        let touched: Vec<Touched> = program.parts.dispatches.iter().map(|dispatch| touched(dispatch, |m| program.place(m))).collect();
         program.barriers = barriers(touched.iter());
         Ok(program)
     }
@@ -134,42 +134,7 @@ impl GpuProgram {
 
     /// Offset and length in the arena, without the guards.
     fn place(&self, memory: Memory) -> Option<(u64, u64)> {
-        let key = match memory {
-            Memory::Value(id) => (false, id.index()),
-            Memory::Scratch(i) => (true, i),
-            _ => return None,
-        };
-        let buffer = *self.parts.places.get(&key)?;
-        let guard = self.parts.guard;
-        let bytes = self.parts.plan.buffers[buffer].bytes - 2 * guard;
-        Some(((self.parts.plan.offsets[buffer] + guard) as u64, bytes as u64))
-    }
-
-    /// What a dispatch touches, for the placing of barriers. Weights, the step's values and inputs are only read: nothing conflicts there.
-    fn touched(&self, dispatch: &Dispatch) -> Touched {
-        let mut touched = Touched::default();
-        for Operand { memory, access, .. } in &dispatch.operands {
-            let span = match memory {
-                Memory::Value(_) | Memory::Scratch(_) => match self.place(*memory) {
-                    Some((offset, len)) => Span { space: 0, bytes: offset..offset + len },
-                    None => continue,
-                },
-                Memory::Status => Span { space: 1, bytes: 0..1 },
-                Memory::Output(i) => Span { space: 2, bytes: *i as u64..*i as u64 + 1 },
-                Memory::State(id) | Memory::StateScales(id) => {
-                    Span { space: 3, bytes: id.index() as u64..id.index() as u64 + 1 }
-                }
-                Memory::Weights(_) | Memory::Input(_) | Memory::Rope(_) | Memory::Unused => continue,
-            };
-            if matches!(access, Access::Read | Access::ReadWrite) {
-                touched.reads.push(span.clone());
-            }
-            // The status is changed by atomic operations only, in any order.
-            if matches!(access, Access::Write | Access::ReadWrite) && *memory != Memory::Status {
-                touched.writes.push(span);
-            }
-        }
-        touched
+        place(&self.parts.places, &self.parts.plan, self.parts.guard, memory)
     }
 
     /// Binds the program to a session's memory and records it.
