@@ -1,12 +1,15 @@
 //! The backends under test.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use core_tensor::{Backend, BlockFormat, DType};
+use core_tensor::{
+    Backend, BackendError, Bindings, BlockFormat, DType, DeviceMemory, Graph, MemoryPlan, Node, Program, Progress,
+    Session, Tensor, Weights,
+};
 use cpu_kernels::matmul::{ActivationKind, PackedMatrix};
 use cpu_kernels::simd::Level;
 use cpu_kernels::{CpuBackend, CpuOptions};
-use gpu_polaris::{GpuOptions, VulkanBackend};
+use gpu_polaris::{GpuOptions, Validation, VulkanBackend};
 
 /// A backend, and what to expect of it.
 pub(crate) struct Candidate {
@@ -17,11 +20,22 @@ pub(crate) struct Candidate {
     pub(crate) partial: bool,
 }
 
+/// Whether `POLARIS_CONFORMANCE=vulkan` leaves the Vulkan device alone: the rest of the suite says the same at every width of subgroups.
+pub(crate) fn only_vulkan() -> bool {
+    match std::env::var("POLARIS_CONFORMANCE") {
+        Ok(which) => {
+            assert_eq!(which, "vulkan", "POLARIS_CONFORMANCE names the backend to test alone");
+            true
+        }
+        Err(_) => false,
+    }
+}
+
 /// Every backend in every mode: on the CPU each instruction-set level of the machine × 1, 2 and 3 threads × both kinds of activations.
 pub(crate) fn candidates() -> &'static [Candidate] {
     static ALL: LazyLock<Vec<Candidate>> = LazyLock::new(|| {
         let mut all = Vec::new();
-        for level in Level::available() {
+        for level in Level::available().into_iter().filter(|_| !only_vulkan()) {
             for threads in [1, 2, 3] {
                 for activations in [ActivationKind::F32, ActivationKind::Q8] {
                     let options =
@@ -45,15 +59,97 @@ pub(crate) fn candidates() -> &'static [Candidate] {
 pub(crate) fn schedulers() -> impl Iterator<Item = &'static Candidate> {
     let per_level = 6;
     let processors = candidates().iter().filter(|candidate| candidate.backend.name() == "cpu");
-    processors.clone().skip(processors.count() - per_level).chain(candidates().last())
+    processors.clone().skip(processors.count().saturating_sub(per_level)).chain(candidates().last())
 }
 
-/// The Vulkan device, with guards around every intermediate result. Where there is none, tests fail: continuous integration has Mesa's software
-/// driver.
-pub(crate) fn vulkan() -> VulkanBackend {
-    match VulkanBackend::open(&GpuOptions::default()) {
-        Ok(backend) => backend.with_guards(),
+/// The Vulkan device, with guards around every intermediate result and the validation layer watching. Where there is none, tests fail:
+/// continuous integration has Mesa's software driver.
+pub(crate) fn vulkan() -> Watched {
+    match VulkanBackend::open(&GpuOptions::default().with_validation()) {
+        Ok(backend) => {
+            let validation = backend.gpu().validation().expect("it was asked for").clone();
+            Watched { backend: backend.with_guards(), validation }
+        }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// The Vulkan device, under the validation layer: a test in which that finds anything fails.
+pub(crate) struct Watched {
+    pub(crate) backend: VulkanBackend,
+    validation: Arc<Validation>,
+}
+
+struct WatchedProgram {
+    program: Arc<dyn Program>,
+    validation: Arc<Validation>,
+}
+
+/// Fails when the layer has said anything so far, in this test or in one beside it.
+fn assert_silent(validation: &Validation) {
+    let messages = validation.messages();
+    assert!(messages.is_empty(), "the validation layer says:\n{}", messages.join("\n"));
+}
+
+impl Backend for Watched {
+    fn name(&self) -> &str {
+        self.backend.name()
+    }
+
+    fn description(&self) -> String {
+        self.backend.description()
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        self.backend.memory()
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
+        self.backend.supports(graph, node)
+    }
+
+    fn load_weights(&self, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<Arc<dyn Weights>, BackendError> {
+        self.backend.load_weights(graph, progress)
+    }
+
+    fn compile(
+        &self,
+        graph: &Arc<Graph>,
+        weights: &Arc<dyn Weights>,
+        bounds: &Bindings,
+    ) -> Result<Arc<dyn Program>, BackendError> {
+        let program = self.backend.compile(graph, weights, bounds)?;
+        Ok(Arc::new(WatchedProgram { program, validation: self.validation.clone() }))
+    }
+
+    fn new_session(&self, graph: &Graph, slots: usize, bounds: &Bindings) -> Result<Box<dyn Session>, BackendError> {
+        self.backend.new_session(graph, slots, bounds)
+    }
+}
+
+impl Program for WatchedProgram {
+    fn run(&self, session: &mut dyn Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        let outputs = self.program.run(session, inputs);
+        assert_silent(&self.validation);
+        outputs
+    }
+
+    fn plan(&self) -> &MemoryPlan {
+        self.program.plan()
+    }
+
+    fn to_text(&self) -> String {
+        self.program.to_text()
+    }
+}
+
+/// On a software driver the width of its vectors decides the size of subgroups: kernels have to be right at any.
+#[test]
+fn subgroups_are_as_wide_as_the_software_drivers_vectors() {
+    let found = vulkan().backend.gpu().limits().subgroup_size;
+    match std::env::var("LP_NATIVE_VECTOR_WIDTH") {
+        Ok(bits) => assert_eq!(found, bits.parse::<u32>().expect("a number of bits") / 32),
+        Err(_) => assert!(found.is_power_of_two() && found >= 4, "{found}"),
     }
 }
 
