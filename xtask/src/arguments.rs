@@ -64,6 +64,14 @@ impl Arguments {
         }
     }
 
+    /// Takes an option whose value is a whole number.
+    pub(crate) fn number(&mut self, names: &[&str]) -> Result<Option<usize>, String> {
+        let Some(text) = self.value(names)? else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| format!("{} needs a number, not {text}", names[0]))
+    }
+
     /// The names that are left; an option among them is unknown.
     pub(crate) fn names(self) -> Result<Vec<String>, String> {
         if let Some(unknown) = self.rest.iter().find(|argument| argument.starts_with('-')) {

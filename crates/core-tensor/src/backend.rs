@@ -96,6 +96,11 @@ pub trait Backend: Send + Sync {
     /// Memory that it can use.
     fn memory(&self) -> DeviceMemory;
 
+    /// Whether results travel over a bus on their way to the host, so that it pays to reduce them before.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Whether it has a kernel for a node.
     ///
     /// # Errors
@@ -108,7 +113,7 @@ pub trait Backend: Send + Sync {
     /// When a weight cannot be read or held, or `progress` cancels.
     fn load_weights(&self, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<Arc<dyn Weights>, BackendError>;
 
-    /// Compiles a graph for up to `bounds` of its symbols. A program runs any extents up to the bounds, at the cost of the actual ones.
+    /// Compiles a graph, the one that the weights were loaded for or one with some of its outputs ([`Graph::with_outputs`]), for up to `bounds` of its symbols. A program runs any extents up to the bounds, at the cost of the actual ones.
     ///
     /// # Errors
     /// When a node is not supported, a symbol has no bound, or the weights are another model's.

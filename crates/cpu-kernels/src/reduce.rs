@@ -1,7 +1,7 @@
 //! Reductions along the last extent.
 
 use core_tensor::ValueId;
-use core_tensor::op::ReduceKind;
+use core_tensor::op::{OpError, ReduceKind, TopK};
 
 use crate::math::exp;
 use crate::program::{RunContext, Step};
@@ -43,6 +43,53 @@ impl Step for ReduceRows {
                         let best = (0..n).fold(0, |best, i| if values[i] > values[best] { i } else { best });
                         *y.ptr.cast::<i32>().add(row) = best as i32;
                     }
+                }
+            }
+        }
+    }
+}
+
+/// The largest elements of each row.
+pub(crate) struct TopKRows {
+    pub(crate) k: usize,
+    pub(crate) x: ValueId,
+    pub(crate) values: ValueId,
+    pub(crate) indices: ValueId,
+}
+
+impl Step for TopKRows {
+    fn describe(&self) -> String {
+        format!("TopK {} of {} -> {}, {}", self.k, self.x, self.values, self.indices)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (x, values, indices) = (cx.view(self.x), cx.view(self.values), cx.view(self.indices));
+        let n = x.cols();
+        if n < self.k {
+            return cx.fail(OpError::Attribute { name: "k", reason: format!("{} of {n} elements", self.k) });
+        }
+        let mut best: Vec<(f32, usize)> = Vec::with_capacity(2 * self.k);
+        for row in cx.worker.share(x.rows()) {
+            // SAFETY: the row is inside x, and no other step writes it meanwhile.
+            let source = unsafe { std::slice::from_raw_parts(x.f32().wrapping_add(row * n), n) };
+            best.clear();
+            for element in source.iter().copied().zip(0..) {
+                // One look at each: what comes after the k-th best so far is passed over, the others are sorted out in batches.
+                if best.len() >= self.k && TopK::order(element, best[self.k - 1]).is_gt() {
+                    continue;
+                }
+                best.push(element);
+                if best.len() == self.k || best.len() == 2 * self.k {
+                    best.sort_unstable_by(|a, b| TopK::order(*a, *b));
+                    best.truncate(self.k);
+                }
+            }
+            best.sort_unstable_by(|a, b| TopK::order(*a, *b));
+            for (i, (value, index)) in best.iter().take(self.k).enumerate() {
+                // SAFETY: both outputs have k elements a row; rows are this thread's.
+                unsafe {
+                    *values.f32().add(row * self.k + i) = *value;
+                    *indices.ptr.cast::<i32>().add(row * self.k + i) = *index as i32;
                 }
             }
         }

@@ -132,6 +132,7 @@ pub(crate) const SHADERS: &[(&str, &[u8])] = &[
     ("tile.0", include_bytes!("tile.0.spv")),
     ("tile.1", include_bytes!("tile.1.spv")),
     ("tile.2", include_bytes!("tile.2.spv")),
+    ("topk", include_bytes!("topk.spv")),
     ("transpose.uint", include_bytes!("transpose.uint.spv")),
     ("transpose.uint16_t", include_bytes!("transpose.uint16_t.spv")),
     ("unary", include_bytes!("unary.spv")),

@@ -24,8 +24,8 @@ pub(crate) struct Analysis {
     pub(crate) matrices: BTreeSet<MatrixKey>,
     /// Weights that kernels read as they are stored.
     pub(crate) plain: BTreeSet<ValueId>,
-    /// For the node of a gated activation whose products are computed as one: the gate's and the up side's product.
-    pub(crate) pairs: BTreeMap<usize, (usize, usize)>,
+    /// For a gated activation whose products are computed as one: the gate's and the up side's product.
+    pub(crate) pairs: BTreeMap<ValueId, (ValueId, ValueId)>,
 }
 
 /// The readers of each value, by node; outputs of the graph count as `usize::MAX`.
@@ -42,6 +42,11 @@ fn input(node: &Node, i: usize) -> Option<ValueId> {
     node.inputs.get(i).copied().flatten()
 }
 
+/// The node that computes a value as its first output.
+pub(crate) fn producer(graph: &Graph, id: ValueId) -> Option<&Node> {
+    graph.nodes().iter().find(|node| node.outputs.first() == Some(&id))
+}
+
 /// Whether a weight is gathered from in the tiled layout.
 pub(crate) fn is_table(graph: &Graph, id: ValueId) -> bool {
     graph.weight_of(id).is_some()
@@ -54,18 +59,18 @@ impl Analysis {
         let mut analysis = Analysis { pairs: pairs(graph, &readers), ..Analysis::default() };
         let mut paired = BTreeSet::new();
         for (gate, up) in analysis.pairs.values() {
-            let weight = |node: &usize| input(&graph.nodes()[*node], 1);
+            let weight = |product: &ValueId| input(producer(graph, *product)?, 1);
             if let (Some(weight), Some(second)) = (weight(gate), weight(up)) {
                 analysis.matrices.insert(MatrixKey { weight, up: Some(second), transposed: false });
                 paired.extend([*gate, *up]);
             }
         }
-        for (i, node) in graph.nodes().iter().enumerate() {
+        for node in graph.nodes() {
             for (at, id) in node.inputs.iter().enumerate() {
                 let Some(id) = id.filter(|id| graph.weight_of(*id).is_some()) else { continue };
                 match &node.op {
                     Op::MatMul(MatMul { transpose_b }) if at == 1 => {
-                        if !paired.contains(&i) {
+                        if !node.outputs.first().is_some_and(|y| paired.contains(y)) {
                             analysis.matrices.insert(MatrixKey { weight: id, up: None, transposed: !transpose_b });
                         }
                     }
@@ -85,7 +90,7 @@ impl Analysis {
 }
 
 /// Gated activations of two products of the same value with weights alike that nothing else uses.
-fn pairs(graph: &Graph, readers: &[Vec<usize>]) -> BTreeMap<usize, (usize, usize)> {
+fn pairs(graph: &Graph, readers: &[Vec<usize>]) -> BTreeMap<ValueId, (ValueId, ValueId)> {
     let mut pairs = BTreeMap::new();
     for (i, node) in graph.nodes().iter().enumerate() {
         let (Op::GatedActivation(_), Some(gate), Some(up)) = (&node.op, input(node, 0), input(node, 1)) else { continue };
@@ -93,20 +98,19 @@ fn pairs(graph: &Graph, readers: &[Vec<usize>]) -> BTreeMap<usize, (usize, usize
             if readers[id.index()] != [i] {
                 return None;
             }
-            let at = graph.nodes().iter().position(|node| node.outputs.first() == Some(&id))?;
-            let node = &graph.nodes()[at];
+            let node = producer(graph, id)?;
             let weight = input(node, 1)?;
             let (dtype, shape) = graph.tensor_type(weight)?;
             let fits = matches!(node.op, Op::MatMul(MatMul { transpose_b: true }))
                 && graph.weight_of(weight).is_some()
                 && readers[weight.index()].len() == 1
                 && Format::of(dtype).is_some();
-            fits.then(|| (at, input(node, 0), weight, dtype, shape.to_vec()))
+            fits.then(|| (id, input(node, 0), weight, dtype, shape.to_vec()))
         };
         let (Some(gate), Some(up)) = (product(gate), product(up)) else { continue };
         let alike = (gate.1, gate.3, &gate.4) == (up.1, up.3, &up.4);
         if gate.0 != up.0 && gate.2 != up.2 && alike && gate.3 != DType::I32 {
-            pairs.insert(i, (gate.0, up.0));
+            pairs.insert(node.outputs[0], (gate.0, up.0));
         }
     }
     pairs

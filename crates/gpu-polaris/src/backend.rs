@@ -56,6 +56,10 @@ impl Backend for VulkanBackend {
         DeviceMemory { name: self.description(), bytes: limits.memory, max_allocation: limits.max_allocation }
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
         compile::supports(graph, node)
     }

@@ -17,6 +17,7 @@ mod backend;
 mod barrier;
 mod compile;
 mod elementwise;
+pub mod estimate;
 mod layout;
 mod matmul;
 mod plan;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use core_tensor::op::{OpError, RotaryEmbedding, rope_table};
 use core_tensor::{
-    BackendError, Bindings, Graph, MemoryPlan, Program, RowInputs, Session, Tensor, ValueId, Weights, eval_shape,
+    BackendError, Bindings, DType, Graph, MemoryPlan, Program, RowInputs, Session, Tensor, ValueId, Weights, eval_shape,
 };
 
 use crate::barrier::{Touched, barriers};
@@ -86,8 +86,23 @@ pub(crate) struct Recording {
     host: HostBuffer,
     _device: DeviceBuffer,
     readback: HostBuffer,
-    /// What the extents of the last run were: the values' words need no change when they are the same.
-    bindings: Option<Bindings>,
+    /// What the last run's extents led to: nothing of it changes when they are the same.
+    extents: Option<Extents>,
+}
+
+/// What follows from the extents of a run's inputs.
+#[derive(Debug)]
+struct Extents {
+    inputs: Vec<(DType, Vec<usize>)>,
+    /// Type, extents and bytes of each output that the device writes.
+    outputs: Vec<Option<(DType, Vec<usize>, usize)>>,
+}
+
+impl Extents {
+    fn are_of(&self, inputs: &[Tensor]) -> bool {
+        self.inputs.len() == inputs.len()
+            && self.inputs.iter().zip(inputs).all(|((dtype, shape), t)| *dtype == t.dtype() && **shape == *t.shape())
+    }
 }
 
 /// What guard bytes hold.
@@ -200,7 +215,7 @@ impl GpuProgram {
         commands.push(Command::Copy { from: device.exact(0, status)?, to: readback.exact(0, status)? });
         let recorded = record(gpu, &commands)?;
         gpu.save_pipelines();
-        Ok(Recording { recorded, host, _device: device, readback, bindings: None })
+        Ok(Recording { recorded, host, _device: device, readback, extents: None })
     }
 
     fn check_bounds(&self, bindings: &Bindings) -> Result<(), BackendError> {
@@ -230,19 +245,38 @@ impl GpuProgram {
         Ok(())
     }
 
-    /// Writes what the step needs.
-    fn write_step(&self, recording: &mut Recording, bindings: &Bindings, inputs: &[Tensor]) -> Result<(), BackendError> {
-        let bytes = recording.host.bytes_mut();
-        if recording.bindings.as_ref() != Some(bindings) {
-            // States' capacities and other extents that inputs do not give are as compiled.
-            let mut all = self.parts.bounds.clone();
-            bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
-            let at = self.block.values as usize;
-            let words = &mut bytes[at..at + self.parts.values.len() * 4];
-            self.parts.values.eval(&all, words).map_err(core_tensor::GraphError::from)?;
-            bytes[..STATUS_WORDS * 4].fill(0);
-            recording.bindings = Some(bindings.clone());
+    /// Checks the extents of a run and writes what follows from them, unless they are those of the last one.
+    fn set_extents(&self, recording: &mut Recording, inputs: &[Tensor]) -> Result<(), BackendError> {
+        if recording.extents.as_ref().is_some_and(|extents| extents.are_of(inputs)) {
+            return Ok(());
         }
+        recording.extents = None;
+        let graph = &self.parts.graph;
+        let bindings = graph.bind_inputs(inputs)?;
+        self.check_bounds(&bindings)?;
+        let output = |(i, id): (usize, &ValueId)| {
+            let OutputPlace::Read { .. } = self.parts.outputs[i] else { return Ok(None) };
+            let (dtype, shape) = graph.tensor_type(*id).ok_or(BackendError::Mismatch("outputs and graph"))?;
+            let shape = eval_shape(shape, &bindings).map_err(core_tensor::GraphError::from)?;
+            let len = core_tensor::byte_len(dtype, &shape).map_err(OpError::from)?;
+            Ok(Some((dtype, shape, len)))
+        };
+        let outputs = graph.outputs().iter().enumerate().map(output).collect::<Result<_, BackendError>>()?;
+        // States' capacities and other extents that inputs do not give are as compiled.
+        let mut all = self.parts.bounds.clone();
+        bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
+        let at = self.block.values as usize;
+        let bytes = recording.host.bytes_mut();
+        let words = &mut bytes[at..at + self.parts.values.len() * 4];
+        self.parts.values.eval(&all, words).map_err(core_tensor::GraphError::from)?;
+        bytes[..STATUS_WORDS * 4].fill(0);
+        let inputs = inputs.iter().map(|tensor| (tensor.dtype(), tensor.shape().to_vec())).collect();
+        recording.extents = Some(Extents { inputs, outputs });
+        Ok(())
+    }
+
+    /// Writes what the step needs.
+    fn write_step(&self, recording: &mut Recording, inputs: &[Tensor]) -> Result<(), BackendError> {
         let bytes = recording.host.bytes_mut();
         for (tensor, (at, _)) in inputs.iter().zip(&self.block.inputs) {
             let at = *at as usize;
@@ -264,10 +298,12 @@ impl GpuProgram {
         Ok(())
     }
 
-    fn outputs(&self, recording: &mut Recording, bindings: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+    fn outputs(&self, recording: &mut Recording, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         let graph = &self.parts.graph;
-        let bytes = recording.readback.bytes();
-        let output = |(i, id): (usize, &ValueId)| match self.parts.outputs[i] {
+        let Recording { readback, extents, .. } = recording;
+        let extents = extents.as_ref().ok_or(BackendError::Mismatch("outputs and extents"))?;
+        let bytes = readback.bytes();
+        let output = |(i, place): (usize, &OutputPlace)| match *place {
             OutputPlace::Weight(id) => {
                 let name = graph.value(id).name.clone();
                 let weight = graph.weight_of(id).ok_or(BackendError::Mismatch("outputs and graph"))?;
@@ -275,25 +311,24 @@ impl GpuProgram {
             }
             OutputPlace::Input(input) => Ok(inputs[input].clone()),
             OutputPlace::Read { .. } => {
-                let (dtype, shape) = graph.tensor_type(*id).ok_or(BackendError::Mismatch("outputs and graph"))?;
-                let shape = eval_shape(shape, bindings).map_err(core_tensor::GraphError::from)?;
-                let len = core_tensor::byte_len(dtype, &shape).map_err(OpError::from)?;
+                let known = extents.outputs.get(i).and_then(Option::as_ref);
+                let (dtype, shape, len) = known.ok_or(BackendError::Mismatch("outputs and extents"))?;
                 let at = self.readback[i].0 as usize;
-                Ok(Tensor::from_bytes(dtype, &shape, &bytes[at..at + len]).map_err(OpError::from)?)
+                Ok(Tensor::from_bytes(*dtype, shape, &bytes[at..at + len]).map_err(OpError::from)?)
             }
         };
-        graph.outputs().iter().enumerate().map(output).collect()
+        self.parts.outputs.iter().enumerate().map(output).collect()
     }
 
     /// What a kernel has to tell, as an error.
     fn status(recording: &mut Recording) -> Result<(), BackendError> {
-        let words: Vec<u32> =
-            recording.readback.bytes()[..12].as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        if words[0] == 0 {
+        let bytes = recording.readback.bytes();
+        let word = |i: usize| bytes[4 * i..4 * i + 4].iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        if word(0) == 0 {
             return Ok(());
         }
-        let index = i64::from(words[1].cast_signed());
-        Err(OpError::Index { what: "rows to gather", index, len: words[2] as usize }.into())
+        let index = i64::from(word(1).cast_signed());
+        Err(OpError::Index { what: "rows to gather", index, len: word(2) as usize }.into())
     }
 
     /// Fills the arena's guards, or looks whether they are as they were.
@@ -332,39 +367,46 @@ impl Program for GpuProgram {
     fn run(&self, session: &mut dyn Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         let session: &mut GpuSession =
             session.as_any_mut().downcast_mut().ok_or(BackendError::Mismatch("session and program"))?;
-        if !session.fits(&self.parts.graph, &self.parts.gpu, &self.parts.bounds) {
+        // What is recorded was recorded for states that fit: those of a session never change.
+        let recorded = session.recordings.contains_key(&self.id);
+        if !recorded && !session.fits(&self.parts.graph, &self.parts.gpu, &self.parts.bounds) {
             return Err(BackendError::Mismatch("session and program"));
         }
-        let bindings = self.parts.graph.bind_inputs(inputs)?;
-        self.check_bounds(&bindings)?;
-        let mut written = Vec::with_capacity(self.row_inputs.len());
+        // Where waiting for a step failed, the device may still use what this would write to.
+        self.parts.gpu.check()?;
+        if !recorded {
+            // What is wrong with the inputs is known before memory is taken for them.
+            self.check_bounds(&self.parts.graph.bind_inputs(inputs)?)?;
+            session.arena(self.parts.plan.arena_bytes as u64)?;
+            let recording = self.record(session)?;
+            session.recordings.insert(self.id, recording);
+        }
+        if self.parts.guard > 0 {
+            self.guards(session, false)?;
+        }
+        let GpuSession { recordings, slots, .. } = session;
+        let recording = recordings.get_mut(&self.id).ok_or(BackendError::Mismatch("session and program"))?;
+        self.set_extents(recording, inputs)?;
         for rows in &self.row_inputs {
-            let ints = |i: usize| inputs[i].to_vec::<i32>().map_err(OpError::from);
-            let (positions, slots) = (ints(rows.positions)?, ints(rows.slots)?);
-            session.slots.check_step(&positions, &slots)?;
-            if rows.written {
-                written.push((positions, slots));
+            let ints = |i: usize| inputs[i].elements::<i32>().map_err(OpError::from);
+            slots.check_step(&ints(rows.positions)?, &ints(rows.slots)?)?;
+        }
+        self.write_step(recording, inputs)?;
+        let ran = self.parts.gpu.run(&recording.recorded).and_then(|()| Self::status(recording));
+        for rows in self.row_inputs.iter().filter(|rows| rows.written) {
+            let ints = |i: usize| inputs[i].elements::<i32>().map_err(OpError::from);
+            let (positions, of) = (ints(rows.positions)?, ints(rows.slots)?);
+            if ran.is_ok() {
+                slots.advance(&positions, &of);
+            } else {
+                slots.overwritten(&positions, &of);
             }
         }
-        session.arena(self.parts.plan.arena_bytes as u64)?;
-        let mut recording = match session.recordings.remove(&self.id) {
-            Some(recording) => recording,
-            None => self.record(session)?,
-        };
-        self.guards(session, false)?;
-        self.write_step(&mut recording, &bindings, inputs)?;
-        let ran = self.parts.gpu.run(&recording.recorded).and_then(|()| Self::status(&mut recording));
-        if let Err(error) = ran {
-            written.iter().for_each(|(positions, slots)| session.slots.overwritten(positions, slots));
-            session.recordings.insert(self.id, recording);
-            return Err(error);
+        ran?;
+        let outputs = self.outputs(recording, inputs);
+        if self.parts.guard > 0 {
+            self.guards(session, true)?;
         }
-        for (positions, slots) in &written {
-            session.slots.advance(positions, slots);
-        }
-        let outputs = self.outputs(&mut recording, &bindings, inputs);
-        session.recordings.insert(self.id, recording);
-        self.guards(session, true)?;
         outputs
     }
 

@@ -2,6 +2,9 @@
 
 use core_tensor::op::ReduceKind;
 
+/// The most elements that `shaders/topk.comp` finds in a row.
+pub(crate) const LARGEST_K: usize = 256;
+
 pub(crate) const SOFTMAX: u32 = 0;
 pub(crate) const ARG_MAX: u32 = 4;
 

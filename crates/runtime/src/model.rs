@@ -51,8 +51,10 @@ pub struct Model {
     report: MemoryReport,
     passes: Report,
     passed_over: Vec<String>,
-    /// By the bounds of the bucketed symbols, in the options' order.
-    programs: Mutex<BTreeMap<Vec<usize>, Arc<dyn Program>>>,
+    /// The graph with some of its outputs.
+    partial: Mutex<BTreeMap<Vec<usize>, Arc<Graph>>>,
+    /// By the bounds of the bucketed symbols, in the options' order, and the outputs.
+    programs: Mutex<BTreeMap<(Vec<usize>, Vec<usize>), Arc<dyn Program>>>,
 }
 
 /// What a model takes and where, for people.
@@ -112,7 +114,7 @@ impl Model {
         tracing::debug!(graph = graph.name(), %report, %passes, "loading");
         let graph = Arc::new(graph);
         let weights = backend.load_weights(&graph, progress).map_err(|e| failed(&*backend, e))?;
-        Ok(Model { graph, backend, weights, options, report, passes, passed_over, programs: Mutex::default() })
+        Ok(Model { graph, backend, weights, options, report, passes, passed_over, partial: Mutex::default(), programs: Mutex::default() })
     }
 
     /// The graph after the passes.
@@ -169,7 +171,21 @@ impl Model {
     /// # Errors
     /// When inputs do not fit the graph, the step is larger than the largest bucket, or the backend fails.
     pub fn step(&self, session: &mut Session, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
-        let program = self.program(&self.graph.bind_inputs(inputs)?)?;
+        let all: Vec<usize> = (0..self.graph.outputs().len()).collect();
+        self.step_for(session, inputs, &all)
+    }
+
+    /// The same for some of the outputs, by their numbers; what only others need is not computed.
+    ///
+    /// # Errors
+    /// As [`Model::step`].
+    pub fn step_for(
+        &self,
+        session: &mut Session,
+        inputs: &[Tensor],
+        outputs: &[usize],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let program = self.program_for(&self.graph.bind_inputs(inputs)?, outputs)?;
         program.run(&mut *session.states, inputs).map_err(|e| failed(&*self.backend, e))
     }
 
@@ -178,6 +194,11 @@ impl Model {
     /// # Errors
     /// When an extent is larger than its largest bucket, or the backend cannot compile.
     pub fn program(&self, extents: &Bindings) -> Result<Arc<dyn Program>, RuntimeError> {
+        let all: Vec<usize> = (0..self.graph.outputs().len()).collect();
+        self.program_for(extents, &all)
+    }
+
+    fn program_for(&self, extents: &Bindings, outputs: &[usize]) -> Result<Arc<dyn Program>, RuntimeError> {
         let mut bounds = self.options.fixed.clone();
         let mut key = Vec::with_capacity(self.options.buckets.len());
         for (symbol, buckets) in &self.options.buckets {
@@ -191,20 +212,31 @@ impl Model {
         }
         // A panic while compiling leaves the cache as it was: a poisoned lock does no harm.
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (key, outputs.to_vec());
         if let Some(program) = programs.get(&key) {
             return Ok(program.clone());
         }
-        let compiled = self.backend.compile(&self.graph, &self.weights, &bounds);
+        let graph = self.graph_for(outputs);
+        let compiled = self.backend.compile(&graph, &self.weights, &bounds);
         let program = compiled.map_err(|e| failed(&*self.backend, e))?;
         tracing::debug!(graph = self.graph.name(), ?key, arena = program.plan().arena_bytes, "compiled");
         programs.insert(key, program.clone());
         Ok(program)
     }
 
+    /// The graph with some of its outputs, made once.
+    fn graph_for(&self, outputs: &[usize]) -> Arc<Graph> {
+        if outputs.iter().copied().eq(0..self.graph.outputs().len()) {
+            return self.graph.clone();
+        }
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        partial.entry(outputs.to_vec()).or_insert_with(|| self.graph.with_outputs(outputs)).clone()
+    }
+
     /// Bounds of the programs that are compiled, in the order of the options' buckets.
     #[must_use]
     pub fn compiled(&self) -> Vec<Vec<usize>> {
-        self.programs.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner).keys().map(|(bounds, _)| bounds.clone()).collect()
     }
 }
 

@@ -102,7 +102,7 @@ fn what_goes_wrong_in_a_users_operator_is_an_error_of_the_run() {
         let y = graph.add("abs", Op::Unary(Unary::Abs), &[y]).expect("a function");
         graph.output(y);
         let graph = Arc::new(graph);
-        for candidate in candidates() {
+        for candidate in candidates().iter().filter(|candidate| !candidate.partial) {
             let mut loaded = load(&*candidate.backend, &graph, 1, &Bindings::new()).expect("it compiles");
             for _ in 0..2 {
                 let result = loaded.run(&[Random::new(1).f32(&[4])]);

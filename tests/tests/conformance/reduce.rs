@@ -1,6 +1,6 @@
 //! Reductions along the last extent.
 
-use core_tensor::op::{ArgMax, Op, Reduce, ReduceKind, Softmax};
+use core_tensor::op::{ArgMax, Op, Reduce, ReduceKind, Softmax, TopK};
 use core_tensor::{Bindings, DType, Dim, Graph, Tensor};
 use proptest::prelude::*;
 
@@ -69,4 +69,38 @@ proptest! {
     fn reductions_of_any_size_agree(n in 1usize..200, rows in prop::collection::vec(1usize..9, 1..3), seed: u64) {
         all(n, &rows, seed).check();
     }
+}
+
+#[test]
+fn the_largest_elements_come_in_order_the_first_of_equals_first() {
+    let n = 1_000;
+    let mut random = Random::new(5);
+    for k in [1, 2, 64, 256] {
+        let mut graph = Graph::new("largest");
+        let x = graph.input("x", DType::F32, &[Dim::sym("rows"), n.into()]);
+        let outputs = graph.add_node("y", Op::TopK(TopK { k }), vec![Some(x)]).expect("the largest");
+        outputs.into_iter().for_each(|output| graph.output(output));
+        let few = |values: &[f32], rows: usize| -> Tensor {
+            let values: Vec<f32> = (0..rows * n).map(|i| values[(i * 7_919) % values.len()]).collect();
+            Tensor::from_slice(&[rows, n], &values).expect("a tensor")
+        };
+        let steps = vec![
+            vec![random.f32(&[3, n])],
+            vec![few(&[1.0, 2.0, 2.0], 2)],
+            vec![few(&[0.0, -0.0, 0.0], 1)],
+            vec![few(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -1.5, 1e-40, -1e-40], 2)],
+            vec![few(&[f32::NAN], 1)],
+        ];
+        Case::new(graph, Bindings::new().with("rows", 3), steps).exact().check();
+    }
+    // A row of just as many elements as are asked for, and of fewer.
+    let mut graph = Graph::new("all");
+    let x = graph.input("x", DType::F32, &[5.into()]);
+    let outputs = graph.add_node("y", Op::TopK(TopK { k: 5 }), vec![Some(x)]).expect("the largest");
+    outputs.into_iter().for_each(|output| graph.output(output));
+    Case::new(graph, Bindings::new(), vec![vec![random.f32(&[5])]]).exact().check();
+    let mut graph = Graph::new("too many");
+    let x = graph.input("x", DType::F32, &[4.into()]);
+    assert!(graph.add_node("y", Op::TopK(TopK { k: 5 }), vec![Some(x)]).is_err());
+    assert!(graph.add_node("y", Op::TopK(TopK { k: 0 }), vec![Some(x)]).is_err());
 }

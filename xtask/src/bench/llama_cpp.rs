@@ -18,6 +18,12 @@ const FOLDER: &str = "llama_cpp_python-0.3.36/vendor/llama.cpp";
 /// Fetched where the system has no cmake.
 const CMAKE_VERSION: &str = "4.1.2";
 const PROGRAMS: &[&str] = &["llama-bench", "llama-completion", "llama-quantize"];
+/// Of a build for Vulkan only what is measured.
+const VULKAN_PROGRAMS: &[&str] = &["llama-bench"];
+/// Where the Vulkan backend names a type that headers before 1.3.268 lack, and what it then does without.
+const LAYER_SETTINGS: [&str; 2] = ["    VkBool32 enable_best_practice = layer_settings;\n", "&layer_setting_info);\n"];
+const WITHOUT_LAYER_SETTINGS: &str =
+    "    vk::InstanceCreateInfo instance_create_info(vk::InstanceCreateFlags{}, &app_info, layers, extensions);\n";
 
 /// Only the command-line programs, for this machine's own processor, without what needs a network.
 const CONFIGURATION: &[&str] = &[
@@ -56,29 +62,63 @@ impl LlamaCpp {
 
 /// Builds llama.cpp in the cache, unless it is there.
 pub(crate) fn build() -> Result<LlamaCpp, String> {
+    build_as("build", "complete", &[], PROGRAMS)
+}
+
+/// The same with its Vulkan backend.
+pub(crate) fn build_vulkan() -> Result<LlamaCpp, String> {
+    let built = build_as("build-vulkan", "complete-vulkan", &["-DGGML_VULKAN=ON"], VULKAN_PROGRAMS);
+    built.map_err(|error| {
+        format!("{error}\nllama.cpp with Vulkan needs glslc, Vulkan's and SPIR-V's headers (Debian: glslc libvulkan-dev spirv-headers)")
+    })
+}
+
+fn build_as(folder: &str, mark: &str, options: &[&str], programs: &[&str]) -> Result<LlamaCpp, String> {
     let root = cache::directory()?.join("llama.cpp").join(VERSION);
-    let (source, build) = (root.join("source"), root.join("build"));
+    let (source, build) = (root.join("source"), root.join(folder));
     // Written last: without it the build was cut short and goes on where it stopped.
-    let complete = root.join("complete");
+    let complete = root.join(mark);
     let llama_cpp = LlamaCpp { folder: build.join("bin") };
     if complete.exists() {
         return Ok(llama_cpp);
     }
     tools::require(&[PYTHON, "pip", "c++", "make"])?;
     let cmake = cmake()?;
-    eprintln!("building llama.cpp {VERSION} once, in {}: some minutes", root.display());
+    eprintln!("building llama.cpp {VERSION} once, in {}: some minutes", build.display());
     if !source.exists() {
         fetch_source(&root, &source)?;
     }
+    guard_layer_settings(&source)?;
     let mut configure = Command::new(&cmake);
-    configure.arg("-S").arg(&source).arg("-B").arg(&build).args(CONFIGURATION);
+    configure.arg("-S").arg(&source).arg("-B").arg(&build).args(CONFIGURATION).args(options);
     command::output(&mut configure)?;
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     let mut compile = Command::new(&cmake);
     compile.arg("--build").arg(&build).args(["--parallel", &jobs.to_string(), "--target"]);
-    command::output(compile.args(PROGRAMS))?;
+    command::output(compile.args(programs))?;
     fs::write(&complete, "").map_err(|error| format!("cannot write {}: {error}", complete.display()))?;
     Ok(llama_cpp)
+}
+
+/// Lets the Vulkan backend be built with headers that lack `VK_EXT_layer_settings`, which it uses for validation only.
+fn guard_layer_settings(source: &Path) -> Result<(), String> {
+    let path = source.join("ggml/src/ggml-vulkan/ggml-vulkan.cpp");
+    let text = fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let Some(guarded) = with_guard(&text) else { return Ok(()) };
+    fs::write(&path, guarded).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// The source with a guard round the use of layer settings; `None` if it has one or there is no such use.
+fn with_guard(text: &str) -> Option<String> {
+    const GUARD: &str = "#ifdef VK_EXT_LAYER_SETTINGS_EXTENSION_NAME\n";
+    let [first, last] = LAYER_SETTINGS;
+    let start = text.find(first)?;
+    let end = start + text[start..].find(last)? + last.len();
+    if text[..start].ends_with(GUARD) {
+        return None;
+    }
+    let (before, used, after) = (&text[..start], &text[start..end], &text[end..]);
+    Some(format!("{before}{GUARD}{used}#else\n{WITHOUT_LAYER_SETTINGS}#endif\n{after}"))
 }
 
 /// The system's cmake or, where there is none, the one that the Python index carries, in the cache.
@@ -115,4 +155,19 @@ fn fetch_source(root: &Path, source: &Path) -> Result<(), String> {
     // The file points to a git directory that the distribution does not carry; git, asked by cmake, stumbles over it.
     let _ = fs::remove_file(tree.join(".git"));
     cache::install(&tree, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_is_put_once() {
+        let text = format!("a\n{}    more\n    x({}b\n", LAYER_SETTINGS[0], LAYER_SETTINGS[1]);
+        let guarded = with_guard(&text).unwrap();
+        assert_eq!(guarded.matches("#ifdef").count(), 1);
+        assert!(guarded.starts_with("a\n#ifdef") && guarded.ends_with("#endif\nb\n"), "{guarded}");
+        assert_eq!(with_guard(&guarded), None);
+        assert_eq!(with_guard("nothing"), None);
+    }
 }

@@ -22,6 +22,10 @@ use peers::{LlamaCppBench, Polaris, Program, Speed, Start};
 use report::{Comparison, Machine, Report};
 
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
+cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
+
+gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
+the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.
 
   --against llama.cpp  measure llama.cpp, too, alternating with Polaris; it is built once, in the cache
   --quick              3 pairs of runs instead of 5, and one repetition in each instead of 2
@@ -46,29 +50,38 @@ struct Options {
     models: Vec<&'static BenchModel>,
     json: Option<PathBuf>,
     polaris: Option<PathBuf>,
+    /// The Vulkan device.
+    vulkan: Option<usize>,
 }
+
+/// What a graphics device is measured with.
+const GPU_MODELS: &str = "smollm2-q4_0,smollm2-q8_0";
 
 impl Options {
     fn parse(mut arguments: Arguments) -> Result<Self, String> {
-        match arguments.subcommand().as_deref() {
-            Some("llm") => {}
-            Some(other) => return Err(format!("no benchmark {other}; there is llm")),
+        let gpu = match arguments.subcommand().as_deref() {
+            Some("llm") => false,
+            Some("gpu") => true,
+            Some(other) => return Err(format!("no benchmark {other}; there are llm and gpu")),
             None => return Err(format!("which benchmark? Usage: {USAGE}")),
-        }
+        };
         let against = match arguments.value(&["--against"])?.as_deref() {
             None => false,
             Some("llama.cpp") => true,
             Some(other) => return Err(format!("no peer {other}; there is llama.cpp")),
         };
         let quick = arguments.flag(&["--quick"]);
+        let device = if gpu { arguments.number(&["--device"])? } else { None };
+        let models = arguments.value(&["--models"])?.or_else(|| gpu.then(|| GPU_MODELS.to_owned()));
         let options = Self {
             against,
             pairs: arguments.count(&["--pairs"])?.unwrap_or(if quick { 3 } else { 5 }),
             repetitions: if quick { 1 } else { 2 },
             threads: arguments.count(&["--threads", "-t"])?.unwrap_or(2),
-            models: models::named(arguments.value(&["--models"])?.as_deref())?,
+            models: models::named(models.as_deref())?,
             json: arguments.value(&["--json"])?.map(PathBuf::from),
             polaris: arguments.value(&["--polaris"])?.map(PathBuf::from),
+            vulkan: gpu.then_some(device.unwrap_or(0)),
         };
         arguments.end()?;
         Ok(options)
@@ -86,7 +99,7 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
         Some(path) => std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?,
         None => command::build_polaris()?,
     };
-    let polaris = Polaris { binary: polaris, threads: options.threads };
+    let polaris = Polaris { binary: polaris, threads: options.threads, vulkan: options.vulkan };
     // Requantizing needs llama.cpp's tool, whether it is measured or not.
     let llama_cpp = if options.against || options.models.iter().any(|model| model.needs_llama_cpp()) {
         Some(llama_cpp::build()?)
@@ -95,7 +108,9 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
     };
     let peer = match &llama_cpp {
         Some(llama_cpp) if options.against => {
-            Some(LlamaCppBench { programs: llama_cpp.clone(), threads: options.threads })
+            let vulkan = options.vulkan;
+            let programs = if vulkan.is_some() { llama_cpp::build_vulkan()? } else { llama_cpp.clone() };
+            Some(LlamaCppBench { programs, threads: options.threads, vulkan })
         }
         _ => None,
     };
@@ -168,7 +183,10 @@ fn compare(
     comparison.noisy_pairs = pairs.len() - quiet(&pairs);
     for (name, speed, start) in pairs.iter().flat_map(|pair| &pair.results) {
         comparison.add_speed(name, speed);
-        comparison.add_start(name, start);
+        // Not measured on graphics devices.
+        if options.vulkan.is_none() {
+            comparison.add_start(name, start);
+        }
     }
     Ok(comparison)
 }
@@ -176,11 +194,13 @@ fn compare(
 fn run_pair(model: &BenchModel, file: &Path, options: &Options, programs: &[&dyn Program]) -> Result<Pair, String> {
     let load = Load::start();
     let mut results = Vec::new();
+    // A software driver takes seconds for what a card does in a blink.
+    let (prefill, decode) = if options.vulkan.is_some() { (64, 16) } else { (model.prefill, model.decode) };
     for program in programs {
-        let speed = program.speed(file, model.prefill, model.decode, options.repetitions)?;
+        let speed = program.speed(file, prefill, decode, options.repetitions)?;
         results.push((program.name(), speed, Start::default()));
     }
-    for (program, (_, _, start)) in programs.iter().zip(&mut results) {
+    for (program, (_, _, start)) in programs.iter().zip(&mut results).filter(|_| options.vulkan.is_none()) {
         *start = program.first_token(file)?;
     }
     Ok(Pair { foreign_share: load.foreign_share(), results })
@@ -208,10 +228,21 @@ mod tests {
     }
 
     #[test]
+    fn graphics_devices_have_models_and_a_device_of_their_own() {
+        let gpu = parse("gpu --against llama.cpp --device 1").unwrap();
+        assert_eq!(gpu.vulkan, Some(1));
+        let names: Vec<_> = gpu.models.iter().map(|model| model.name).collect();
+        assert_eq!(names, ["smollm2-q4_0", "smollm2-q8_0"]);
+        assert_eq!(parse("gpu").unwrap().vulkan, Some(0));
+        assert_eq!(parse("llm").unwrap().vulkan, None);
+    }
+
+    #[test]
     fn wrong_options_are_named() {
         for (text, expected) in [
             ("", "which benchmark?"),
             ("vision", "no benchmark vision"),
+            ("gpu --device x", "--device"),
             ("llm --against mlx", "no peer mlx"),
             ("llm --models x", "no model x"),
             ("llm --fast", "unknown option --fast"),

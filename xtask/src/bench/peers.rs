@@ -54,6 +54,14 @@ pub(crate) const LLAMA_CPP: &str = "llama.cpp";
 pub(crate) struct Polaris {
     pub(crate) binary: PathBuf,
     pub(crate) threads: usize,
+    /// The Vulkan device of both programs; the processor if not given.
+    pub(crate) vulkan: Option<usize>,
+}
+
+impl Polaris {
+    fn device(&self) -> String {
+        self.vulkan.map_or("cpu".into(), |number| format!("vulkan:{number}"))
+    }
 }
 
 impl Program for Polaris {
@@ -65,6 +73,7 @@ impl Program for Polaris {
         let mut bench = Command::new(&self.binary);
         bench.arg("bench").arg("-m").arg(model).args(["--json", "-t", &self.threads.to_string()]);
         bench.args(["-p", &prefill.to_string(), "-n", &decode.to_string(), "-r", &repetitions.to_string()]);
+        bench.args(["--device", &self.device()]);
         let run = measure::run(&mut bench)?;
         parse_polaris(&run.stdout, prefill, decode).map(|speed| Speed { memory: run.memory, ..speed })
     }
@@ -72,7 +81,7 @@ impl Program for Polaris {
     fn first_token(&self, model: &Path) -> Result<Start, String> {
         let mut generate = Command::new(&self.binary);
         generate.arg("generate").arg("-m").arg(model).args(["-p", PROMPT, "-n", "1", "--temperature", "0"]);
-        generate.args(["--threads", &self.threads.to_string()]);
+        generate.args(["--threads", &self.threads.to_string(), "--device", &self.device()]);
         measure::run(&mut generate).map(Start::from)
     }
 }
@@ -82,6 +91,8 @@ impl Program for Polaris {
 pub(crate) struct LlamaCppBench {
     pub(crate) programs: LlamaCpp,
     pub(crate) threads: usize,
+    /// The Vulkan device, for a build with that backend.
+    pub(crate) vulkan: Option<usize>,
 }
 
 /// What llama.cpp is, for the report.
@@ -98,7 +109,14 @@ impl Program for LlamaCppBench {
         let mut bench = self.programs.command("llama-bench");
         bench.arg("-m").arg(model).args(["-o", "json", "-t", &self.threads.to_string()]);
         bench.args(["-p", &prefill.to_string(), "-n", &decode.to_string(), "-r", &repetitions.to_string()]);
+        if let Some(number) = self.vulkan {
+            // Named, since software devices are passed over otherwise; all layers on it, none on the processor.
+            bench.env("GGML_VK_VISIBLE_DEVICES", number.to_string()).args(["-ngl", "99"]);
+        }
         let run = measure::run(&mut bench)?;
+        if self.vulkan.is_some() && !run.stdout.contains("Vulkan") {
+            return Err("llama-bench did not run on Vulkan".into());
+        }
         parse_llama_bench(&run.stdout, prefill, decode).map(|speed| Speed { memory: run.memory, ..speed })
     }
 

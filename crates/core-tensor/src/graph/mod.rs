@@ -161,6 +161,8 @@ pub struct Graph {
     states: Vec<StateDecl>,
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
+    /// The graph that this one was made of by [`Graph::with_outputs`].
+    whole: Option<Arc<Graph>>,
 }
 
 impl Graph {
@@ -168,6 +170,33 @@ impl Graph {
     #[must_use]
     pub fn new(name: &str) -> Graph {
         Graph { name: name.to_owned(), ..Graph::default() }
+    }
+
+    /// The same values with only some of the outputs, and only the nodes that these or states need. What was loaded for `self`
+    /// serves it, too ([`Graph::shares_values`]).
+    #[must_use]
+    pub fn with_outputs(self: &Arc<Graph>, outputs: &[usize]) -> Arc<Graph> {
+        let mut graph = Graph::clone(self);
+        graph.outputs = outputs.iter().filter_map(|output| self.outputs.get(*output).copied()).collect();
+        let mut needed: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+        let mut kept: Vec<bool> = Vec::with_capacity(self.nodes.len());
+        for node in self.nodes.iter().rev() {
+            let keep = node.op.has_effect() || node.outputs.iter().any(|output| needed.contains(output));
+            if keep {
+                needed.extend(node.inputs.iter().flatten());
+            }
+            kept.push(keep);
+        }
+        let mut kept = kept.into_iter().rev();
+        graph.nodes.retain(|_| kept.next().unwrap_or(true));
+        graph.whole = Some(self.whole.clone().unwrap_or_else(|| self.clone()));
+        Arc::new(graph)
+    }
+
+    /// Whether two graphs have the same values: they are the same, or made of the same one by [`Graph::with_outputs`].
+    #[must_use]
+    pub fn shares_values(self: &Arc<Graph>, other: &Arc<Graph>) -> bool {
+        Arc::ptr_eq(self.whole.as_ref().unwrap_or(self), other.whole.as_ref().unwrap_or(other))
     }
 
     /// The name.
@@ -249,6 +278,7 @@ impl Graph {
     }
 
     fn push(&mut self, name: String, ty: ValueType, source: ValueSource) -> ValueId {
+        self.whole = None;
         self.values.push(Value { name, ty, source });
         ValueId(self.values.len() as u32 - 1)
     }

@@ -28,7 +28,7 @@ pub use elementwise::{Binary, GatedActivation, Unary};
 pub use gather::Gather;
 pub use matmul::{MatMul, quantize_row_q8};
 pub use norm::RmsNormalization;
-pub use reduce::{ArgMax, Reduce, ReduceKind, Softmax};
+pub use reduce::{ArgMax, Reduce, ReduceKind, Softmax, TopK};
 pub use rope::{RopeScaling, RotaryEmbedding, rope_table};
 pub use shape::{Cast, Concat, Reshape, Slice, Transpose};
 pub use state::StateWrite;
@@ -62,6 +62,8 @@ pub enum Op {
     Reduce(Reduce),
     /// Index of the largest element along the last extent.
     ArgMax(ArgMax),
+    /// The largest elements along the last extent, with their indices.
+    TopK(TopK),
     /// Another shape for the same elements.
     Reshape(Reshape),
     /// Permutes extents.
@@ -229,6 +231,7 @@ impl Op {
             Op::Softmax(op) => op,
             Op::Reduce(op) => op,
             Op::ArgMax(op) => op,
+            Op::TopK(op) => op,
             Op::Reshape(op) => op,
             Op::Transpose(op) => op,
             Op::Slice(op) => op,

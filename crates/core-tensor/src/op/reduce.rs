@@ -114,3 +114,63 @@ impl Operator for ArgMax {
         cx.put(0, &y)
     }
 }
+
+/// The `k` largest elements along the last extent, largest first, the first of equals first; what is no number comes last (ONNX TopK with
+/// `largest` and `sorted`).
+///
+/// Input: f32 `[..., n]` with n ≥ k. Outputs: the elements, f32 `[..., k]`; their indices, i32 `[..., k]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopK {
+    /// How many; at least 1.
+    pub k: usize,
+}
+
+impl TopK {
+    /// Which of two elements, with their indices, comes first.
+    #[must_use]
+    pub fn order(a: (f32, usize), b: (f32, usize)) -> std::cmp::Ordering {
+        let key = |x: f32| if x.is_nan() { None } else { Some(if x == 0.0 { 0.0 } else { x }) };
+        let values = match (key(a.0), key(b.0)) {
+            (Some(a), Some(b)) => b.total_cmp(&a),
+            (a, b) => b.is_some().cmp(&a.is_some()),
+        };
+        values.then(a.1.cmp(&b.1))
+    }
+}
+
+impl Operator for TopK {
+    fn name(&self) -> &'static str {
+        "TopK"
+    }
+
+    fn attributes(&self) -> String {
+        format!(" {{k={}}}", self.k)
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(1..=1, "1")?;
+        let (rest, last) = split_last(cx.f32(0)?)?;
+        if self.k == 0 || last.as_num().is_some_and(|n| n < self.k) {
+            return Err(OpError::Attribute { name: "k", reason: format!("{} of {last} elements", self.k) });
+        }
+        let shape: Vec<Dim> = rest.iter().cloned().chain([Dim::Num(self.k)]).collect();
+        Ok(vec![ValueType::tensor(DType::F32, &shape), ValueType::Tensor { dtype: DType::I32, shape }])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let x = cx.f32(0)?;
+        let n = cx.last_extent(0)?;
+        if n < self.k {
+            return Err(OpError::Attribute { name: "k", reason: format!("{} of {n} elements", self.k) });
+        }
+        let (mut values, mut indices) = (Vec::new(), Vec::new());
+        for row in x.chunks(n) {
+            let mut sorted: Vec<(f32, usize)> = row.iter().copied().zip(0..).collect();
+            sorted.sort_by(|a, b| TopK::order(*a, *b));
+            values.extend(sorted[..self.k].iter().map(|(value, _)| *value));
+            indices.extend(sorted[..self.k].iter().map(|(_, index)| *index as i32));
+        }
+        cx.put_f32(0, &values)?;
+        cx.put(1, &indices)
+    }
+}

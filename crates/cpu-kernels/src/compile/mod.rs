@@ -13,7 +13,7 @@ use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
 use crate::norm::RmsNorm;
 use crate::program::{CpuProgram, CpuWeightsHandle, Extents, Step};
-use crate::reduce::{ReduceRows, RowKind};
+use crate::reduce::{ReduceRows, RowKind, TopKRows};
 use crate::rope::{Rope, RopeTable};
 use crate::shape::{Move, Whole};
 use crate::simd::Level;
@@ -340,6 +340,10 @@ impl Compiler<'_> {
             Op::Softmax(_) => self.reduce(node, RowKind::Softmax)?,
             Op::Reduce(op) => self.reduce(node, RowKind::Reduce(op.kind))?,
             Op::ArgMax(_) => self.reduce(node, RowKind::ArgMax)?,
+            Op::TopK(op) => {
+                let (x, indices) = (self.input(node, 0)?, node.outputs[1]);
+                self.draft(TopKRows { k: op.k, x, values: y, indices }, &[x], &[y, indices], Deal::Own);
+            }
             Op::Reshape(_) => {
                 let x = self.input(node, 0)?;
                 // The same bytes under another shape: an alias. A shape of a weight or an input that is an output, too, is copied.

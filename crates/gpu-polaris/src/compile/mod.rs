@@ -128,12 +128,12 @@ pub(crate) fn plan(
         }
     }
     let outputs = graph.outputs().iter().enumerate().map(|(i, id)| compiler.output(i, *id)).collect::<Result<_, _>>()?;
-    compiler.finish(weights.clone(), largest, outputs, guards)
+    compiler.finish(largest, outputs, guards)
 }
 
 /// Whether weights were loaded for this graph.
 fn fits(graph: &Arc<Graph>, weights: &GpuWeights) -> bool {
-    Arc::ptr_eq(graph, &weights.graph)
+    graph.shares_values(&weights.graph)
 }
 
 /// Every value's extents at the bounds: what memory is planned for.

@@ -17,11 +17,11 @@ impl Compiler<'_> {
         let node = &graph.nodes()[i];
         let name = node.name.as_str();
         let y = node.outputs[0];
-        let pairs = self.weights.analysis.pairs.get(&i).copied();
+        let pair = self.pair_of(y);
         match &node.op {
             Op::MatMul(op) => {
                 // A product of a gated pair is computed with the activation.
-                let paired = self.weights.analysis.pairs.values().any(|(gate, up)| *gate == i || *up == i);
+                let paired = self.weights.analysis.pairs.values().any(|(gate, up)| *gate == y || *up == y);
                 if !paired {
                     self.mat_mul(i, *op)?;
                 }
@@ -33,7 +33,7 @@ impl Compiler<'_> {
                     self.norm(i)?;
                 }
             }
-            Op::GatedActivation(_) => match pairs {
+            Op::GatedActivation(_) => match pair {
                 Some((gate, up)) => self.pair(i, gate, up)?,
                 None if self.feeds_products(y) => {
                     self.waiting.insert(y, Waiting::Gated(i));
@@ -83,6 +83,18 @@ impl Compiler<'_> {
             Op::Softmax(_) => self.reduce(i, SOFTMAX)?,
             Op::Reduce(op) => self.reduce(i, reduce_code(op.kind))?,
             Op::ArgMax(_) => self.reduce(i, ARG_MAX)?,
+            Op::TopK(op) => {
+                let x = self.input(node, 0)?;
+                let (rows, n) = self.rows(x)?;
+                let words = [self.values.word(&rows), self.values.word(&n), op.k as u32];
+                let dispatch = Dispatch::new(name, "topk", ELEMENT_THREADS)
+                    .write(2, Memory::Value(y))
+                    .write(3, Memory::Value(node.outputs[1]))
+                    .push(words)
+                    .grid(self.row_grid(&rows));
+                let dispatch = self.reads(dispatch, 1, x)?;
+                self.emit(dispatch);
+            }
             Op::Reshape(_) => {
                 let x = self.input(node, 0)?;
                 self.settle(x)?;

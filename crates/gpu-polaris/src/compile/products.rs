@@ -4,6 +4,7 @@ use core_tensor::op::{Binary, MatMul, Op};
 use core_tensor::{BackendError, Dim, ValueId};
 
 use super::{Compiler, ELEMENT_THREADS, Waiting};
+use crate::analysis::producer;
 use crate::elementwise::unary_code;
 use crate::layout::BLOCK;
 use crate::matmul::{Epilogue, columns};
@@ -170,13 +171,20 @@ impl Compiler<'_> {
         self.product(&node.name, &matrix, packed, &rows, tile, epilogue, y)
     }
 
+    /// The two products of a gated activation that are computed as one.
+    pub(super) fn pair_of(&self, y: ValueId) -> Option<(ValueId, ValueId)> {
+        self.weights.analysis.pairs.get(&y).copied()
+    }
+
     /// A gated pair of products as one.
-    pub(super) fn pair(&mut self, i: usize, gate: usize, up: usize) -> Result<(), BackendError> {
+    pub(super) fn pair(&mut self, i: usize, gate: ValueId, up: ValueId) -> Result<(), BackendError> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
         let Op::GatedActivation(op) = node.op else { return Err(BackendError::Mismatch("activation and node")) };
-        let x = self.input(&graph.nodes()[gate], 0)?;
-        let (weight, second) = (self.input(&graph.nodes()[gate], 1)?, self.input(&graph.nodes()[up], 1)?);
+        let missing = || BackendError::Mismatch("products and graph");
+        let (gate, up) = (producer(graph, gate).ok_or_else(missing)?, producer(graph, up).ok_or_else(missing)?);
+        let x = self.input(gate, 0)?;
+        let (weight, second) = (self.input(gate, 1)?, self.input(up, 1)?);
         let matrix = self.matrix(weight, Some(second), false).ok_or(BackendError::Mismatch("weights and graph"))?;
         let (rows, _) = self.rows(x)?;
         let tile = columns(self.bound(&rows)?);

@@ -100,6 +100,9 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         | Op::Reduce(_)
         | Op::ArgMax(_)
         | Op::Cast(_) => Ok(()),
+        Op::TopK(op) => {
+            if op.k <= crate::reduce::LARGEST_K { Ok(()) } else { Err(format!("kernels find {} at most", crate::reduce::LARGEST_K)) }
+        }
         Op::Custom(_) => Err("a user's operator runs on the processor".into()),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{ContextFull, FinishReason, GenerateOptions, Generation, Llama, MAX_ROWS, Piece, Row, Sequences, Timings};
+use super::{CANDIDATES, ContextFull, FinishReason, GenerateOptions, Generation, Llama, MAX_ROWS, Piece, Row, Sequences, Timings};
 use crate::Error;
 use crate::sampler::{Sampler, StopMatcher};
 use crate::tokenizer::StreamDecoder;
@@ -16,8 +16,12 @@ pub(super) struct Generator<'g, 'm> {
     slot: usize,
     options: &'g GenerateOptions,
     sampler: Sampler,
-    /// The logits after the last evaluated token.
+    /// The logits after the last evaluated token; minus infinity where they are not among the highest and nobody needs them.
     logits: Vec<f32>,
+    /// Tokens whose logits are in there, where only the highest are.
+    candidates: Vec<i32>,
+    /// Whether the highest logits are enough: the sampler looks at no others, and the device is far.
+    few: bool,
     text: TextStream<'g>,
 }
 
@@ -45,7 +49,9 @@ impl<'g, 'm> Generator<'g, 'm> {
             text: String::new(),
         };
         let sampler = Sampler::new(options.sampling.clone())?;
-        Ok(Generator { model, sequences, slot, options, sampler, logits: Vec::new(), text })
+        let few = model.runtime().backend().is_remote() && options.sampling.needs_at_most(CANDIDATES);
+        let (logits, candidates) = (Vec::new(), Vec::new());
+        Ok(Generator { model, sequences, slot, options, sampler, logits, candidates, few, text })
     }
 
     /// Continues `prompt`, whose first tokens the slot may hold already (as many as it is long).
@@ -158,11 +164,25 @@ impl<'g, 'm> Generator<'g, 'm> {
             let row = |(i, token): (usize, &u32)| Row { slot, token: *token, logits: later.is_empty() && i == last };
             let rows: Vec<Row> = now.iter().enumerate().map(row).collect();
             let logits = &mut self.logits;
-            self.sequences.evaluate(&rows, &mut |row| {
-                logits.clear();
-                logits.extend_from_slice(row);
-                Ok(())
-            })?;
+            if self.few {
+                let candidates = &mut self.candidates;
+                logits.resize(self.model.config().vocabulary, f32::NEG_INFINITY);
+                self.sequences.evaluate_candidates(&rows, &mut |highest, tokens| {
+                    candidates.iter().for_each(|token| logits[*token as usize] = f32::NEG_INFINITY);
+                    candidates.clear();
+                    candidates.extend_from_slice(tokens);
+                    for (token, logit) in tokens.iter().zip(highest) {
+                        logits[*token as usize] = *logit;
+                    }
+                    Ok(())
+                })?;
+            } else {
+                self.sequences.evaluate(&rows, &mut |row| {
+                    logits.clear();
+                    logits.extend_from_slice(row);
+                    Ok(())
+                })?;
+            }
             rest = later;
         }
         Ok(true)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use core_tensor::op::{
-    Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, Unary,
+    Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, TopK, Unary,
 };
 use core_tensor::{Bindings, DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
 
@@ -15,6 +15,16 @@ use crate::Error;
 
 /// Rows of a step at most.
 pub const MAX_ROWS: usize = 512;
+
+/// Tokens with the highest logits that a step gives where all logits are not asked for.
+pub const CANDIDATES: usize = 64;
+
+/// Numbers of the graph's outputs.
+pub(crate) mod output {
+    pub(crate) const LOGITS: usize = 0;
+    pub(crate) const CANDIDATE_LOGITS: usize = 1;
+    pub(crate) const CANDIDATES: usize = 2;
+}
 
 /// The symbols of the graph's inputs and states.
 pub(crate) mod symbol {
@@ -36,7 +46,7 @@ pub fn bounds(context: usize, rows: usize, logit_rows: usize) -> Bindings {
 /// Builds the graph of a model.
 ///
 /// Inputs, all i32: `tokens`, `positions` and `slots` of `[tokens]`, and `logit_rows` of `[logit_rows]`, which names the rows
-/// whose logits are asked for. Output: logits, f32 `[logit_rows, vocabulary]`. States: K and V of each layer, rows
+/// whose logits are asked for. Outputs: logits, f32 `[logit_rows, vocabulary]`; the highest of them and their tokens, f32 and i32 `[logit_rows, candidates]`. States: K and V of each layer, rows
 /// `[kv_heads, head length]`, of capacity `context`; layers with a window are rings if `context` (positions that sequences will hold) is longer.
 ///
 /// # Errors
@@ -67,6 +77,10 @@ pub fn build(
     let mut builder = Builder { graph, config, weights: &weights, inputs, rope_factors, kv_dtype, context };
     let logits = builder.model()?;
     builder.graph.output(logits);
+    let op = TopK { k: CANDIDATES.min(config.vocabulary) };
+    for output in builder.graph.add_node("candidates", Op::TopK(op), vec![Some(logits)])? {
+        builder.graph.output(output);
+    }
     Ok(builder.graph)
 }
 

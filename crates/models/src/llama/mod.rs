@@ -18,7 +18,7 @@ pub use crate::chat_template::Message;
 pub use crate::sampler::SamplerOptions;
 pub use chat::{Chat, ChatOptions};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
-pub use graph::{MAX_ROWS, bounds, build};
+pub use graph::{CANDIDATES, MAX_ROWS, bounds, build};
 pub use options::{
     ContextFull, DEFAULT_CONTEXT, FinishReason, GenerateOptions, Generation, KvDType, LlamaOptions, Piece, Timings,
 };

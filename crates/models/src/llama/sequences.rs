@@ -3,6 +3,7 @@
 use core_tensor::{Bindings, SlotSnapshot, StateError, Tensor};
 use polaris_runtime::Session;
 
+use super::graph::output;
 use super::{Llama, MAX_ROWS};
 use crate::Error;
 
@@ -56,11 +57,42 @@ impl<'a> Sequences<'a> {
     /// # Errors
     /// As [`Sequences::step`], and what `each` returns.
     pub fn evaluate(&mut self, rows: &[Row], each: &mut dyn FnMut(&[f32]) -> Result<(), Error>) -> Result<(), Error> {
+        self.evaluate_for(rows, &[output::LOGITS], &mut |outputs, row| {
+            let logits = outputs[0].elements::<f32>()?;
+            let width = self::row(&logits, outputs[0].shape());
+            each(&logits[row * width..][..width])
+        })
+    }
+
+    /// As [`Sequences::evaluate`], and gives of each row's logits the highest alone, [`super::CANDIDATES`] at most, with their tokens: best first, of
+    /// equal logits the lower token first. A device far from the host sends no more than these.
+    ///
+    /// # Errors
+    /// As [`Sequences::evaluate`].
+    pub fn evaluate_candidates(
+        &mut self,
+        rows: &[Row],
+        each: &mut dyn FnMut(&[f32], &[i32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.evaluate_for(rows, &[output::CANDIDATE_LOGITS, output::CANDIDATES], &mut |outputs, row| {
+            let (logits, tokens) = (outputs[0].elements::<f32>()?, outputs[1].elements::<i32>()?);
+            let width = self::row(&logits, outputs[0].shape());
+            each(&logits[row * width..][..width], &tokens[row * width..][..width])
+        })
+    }
+
+    /// Evaluates rows and hands some of the graph's outputs to `each` for every row that asked for logits, with its number in them.
+    fn evaluate_for(
+        &mut self,
+        rows: &[Row],
+        outputs: &[usize],
+        each: &mut dyn FnMut(&[Tensor], usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let before = self.check(rows)?;
         let mut rest = rows;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.rows_of_a_step(rest));
-            if let Err(error) = self.run(now, each) {
+            if let Err(error) = self.run(now, outputs, each) {
                 self.rewind(&before);
                 return Err(error);
             }
@@ -147,7 +179,12 @@ impl<'a> Sequences<'a> {
         rows.iter().take(MAX_ROWS).take_while(fits).count()
     }
 
-    fn run(&mut self, rows: &[Row], each: &mut dyn FnMut(&[f32]) -> Result<(), Error>) -> Result<(), Error> {
+    fn run(
+        &mut self,
+        rows: &[Row],
+        outputs: &[usize],
+        each: &mut dyn FnMut(&[Tensor], usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut next: Vec<usize> = (0..self.slots()).map(|slot| self.len(slot)).collect::<Result<_, _>>()?;
         let mut positions = Vec::with_capacity(rows.len());
         for row in rows {
@@ -164,10 +201,8 @@ impl<'a> Sequences<'a> {
         let tokens: Vec<i32> = rows.iter().map(|row| row.token as i32).collect();
         let slots: Vec<i32> = rows.iter().map(|row| row.slot as i32).collect();
         let inputs = [ints(&tokens)?, ints(&positions)?, ints(&slots)?, ints(&asked)?];
-        let outputs = self.model.runtime().step(&mut self.session, &inputs)?;
-        let Some(logits) = outputs.first().filter(|_| wanted > 0) else { return Ok(()) };
-        let logits = logits.elements::<f32>()?;
-        logits.chunks_exact(self.model.config().vocabulary).take(wanted).try_for_each(each)
+        let outputs = self.model.runtime().step_for(&mut self.session, &inputs, outputs)?;
+        (0..wanted).try_for_each(|row| each(&outputs, row))
     }
 
     /// Undoes the steps of an evaluation that failed half-way.
@@ -179,4 +214,9 @@ impl<'a> Sequences<'a> {
             }
         }
     }
+}
+
+/// Elements of a row of an output.
+fn row(elements: &[f32], shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(elements.len())
 }

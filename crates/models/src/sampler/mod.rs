@@ -100,6 +100,12 @@ impl SamplerOptions {
         }
     }
 
+    /// Whether what is sampled depends on the `n` highest logits alone.
+    #[must_use]
+    pub fn needs_at_most(&self, n: usize) -> bool {
+        !self.penalizes() && (self.temperature == 0.0 || (1..=n).contains(&self.top_k))
+    }
+
     fn penalizes(&self) -> bool {
         let neutral = self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0;
         !neutral && self.penalty_last_n > 0
