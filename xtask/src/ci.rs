@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::arguments::Arguments;
 use crate::tools::{self, PYTHON};
-use crate::{cache, command, fetch};
+use crate::{cache, command, fetch, gcn4, vulkan};
 
 pub(crate) const USAGE: &str = "cargo xtask ci [STEP..]
 
@@ -22,7 +22,14 @@ Without a step: all of them, in this order:
   fetch    the model of the end-to-end tests
   doc      the documentation builds without a warning
   package  every crate can be published: it builds from its package alone
+  shaders  the committed SPIR-V is what the sources compile to, and spirv-val takes it
+  gcn4     what shaders become on GCN4 keeps to the committed budget
+  widths   the Vulkan part of the conformance suite, with subgroups of 4 and 16 (the tests have 8)
   test     unit, integration, documentation and end-to-end tests";
+
+/// What the steps need.
+pub(crate) const TOOLS: &[&str] =
+    &["cargo", "cc", "c++", "rustfmt", "clippy", PYTHON, "pip", "spirv-val", "libvulkan", "lavapipe", "radv", "vk-layer"];
 
 /// How many tests ran, as cargo's test runner counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +65,9 @@ const STEPS: &[(&str, Step)] = &[
     ("fetch", |_| fetch::model(fetch::SMALL_MODEL).map(drop)),
     ("doc", doc),
     ("package", package),
+    ("shaders", shaders),
+    ("gcn4", |_| gcn4::main(Arguments::new(["--check".to_owned()]))),
+    ("widths", widths),
     ("test", test),
 ];
 
@@ -141,26 +151,63 @@ fn crates(metadata: &str) -> Result<Vec<Crate>, String> {
         .collect())
 }
 
-/// Runs every test, shows what the runner prints and counts.
+/// The shaders' compiler is in no other step: it is C++, and off by default.
+fn shaders(tests: &mut Tests) -> Result<(), String> {
+    let compiler = ["--package", "xtask-shaders", "--features", "compiler"];
+    command::run(cargo().arg("clippy").args(compiler).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run_tests(cargo().arg("test").args(compiler), tests)?;
+    crate::shaders::main(Arguments::new(["--check".to_owned()]))
+}
+
+/// Tests on Mesa's software driver, unless the user has chosen another, with vectors of so many bits: they make its subgroups. It caches what it
+/// compiles without regard to that, so that each width has a cache of its own.
+fn on_lavapipe(mut tests: Command, bits: u32, chosen: bool) -> Result<Command, String> {
+    if !chosen {
+        let driver = vulkan::driver(vulkan::SOFTWARE).ok_or_else(|| tools::missing_program("lavapipe"))?;
+        tests.envs(vulkan::only(&driver));
+    }
+    let cache = command::target_directory().join("mesa-shader-cache").join(bits.to_string());
+    fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
+    tests.env("LP_NATIVE_VECTOR_WIDTH", bits.to_string()).env("MESA_SHADER_CACHE_DIR", cache);
+    Ok(tests)
+}
+
+/// Kernels may rely on no size of subgroups.
+fn widths(tests: &mut Tests) -> Result<(), String> {
+    for bits in [128, 512] {
+        let mut conformance = on_lavapipe(cargo(), bits, false)?;
+        conformance.args(["test", "--package", "polaris-tests", "--test", "conformance"]);
+        run_tests(conformance.env("POLARIS_CONFORMANCE", "vulkan"), tests)?;
+    }
+    Ok(())
+}
+
 fn test(tests: &mut Tests) -> Result<(), String> {
-    let mut test = cargo();
+    let mut test = on_lavapipe(cargo(), 256, vulkan::is_chosen())?;
     test.args(["test", "--workspace", "--no-fail-fast"])
         .env("POLARIS_MODELS", cache::models()?)
-        .env("POLARIS_BIN", command::polaris_binary())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
-    eprintln!("$ {}", command::shown(&test));
-    let mut child = test.spawn().map_err(|error| command::not_started(&test, &error))?;
+        .env("POLARIS_BIN", command::polaris_binary());
+    run_tests(&mut test, tests)
+}
+
+/// Runs tests, shows what the runner prints and counts.
+fn run_tests(test: &mut Command, tests: &mut Tests) -> Result<(), String> {
+    test.stdin(Stdio::null()).stdout(Stdio::piped());
+    eprintln!("$ {}", command::shown(test));
+    let mut here = Tests::default();
+    let mut child = test.spawn().map_err(|error| command::not_started(test, &error))?;
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.map_err(|error| format!("cannot read the tests' output: {error}"))?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            tests.add(&line);
+            here.add(&line);
         }
     }
     let status = child.wait().map_err(|error| error.to_string())?;
-    match (status.success(), *tests) {
+    tests.passed += here.passed;
+    tests.failed += here.failed;
+    match (status.success(), here) {
         (false, Tests { failed, .. }) => Err(format!("{failed} tests failed ({status})")),
         (true, Tests { passed: 0, .. }) => Err("no test ran".into()),
         (true, _) => Ok(()),
@@ -174,7 +221,7 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
     if let Some(name) = names.iter().find(|name| !known(name)) {
         return Err(format!("no step {name}; usage: {USAGE}"));
     }
-    tools::require(&["cargo", "cc", "rustfmt", "clippy", PYTHON, "pip"])?;
+    tools::provide(TOOLS)?;
 
     let mut tests = Tests::default();
     let mut times: Vec<(&str, Duration)> = Vec::new();

@@ -12,9 +12,9 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
     let mut missing = Vec::new();
     for tool in TOOLS {
         match tool.version() {
-            Some(version) => println!("ok       {:<8} {version}", tool.name),
+            Some(version) => println!("ok       {:<9} {version}", tool.name),
             None => {
-                println!("missing  {:<8} needed for {}: {}", tool.name, tool.needed_for, tool.install_command());
+                println!("missing  {:<9} needed for {}: {}", tool.name, tool.needed_for, tool.install_command());
                 if tool.needed_for != "bench" {
                     missing.push(tool.name);
                 }
@@ -22,7 +22,7 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
         }
     }
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    println!("         cores    {cores}");
-    println!("         cache    {}", cache::directory()?.display());
+    println!("         cores     {cores}");
+    println!("         cache     {}", cache::directory()?.display());
     if missing.is_empty() { Ok(()) } else { Err(format!("missing: {}", missing.join(", "))) }
 }

@@ -12,6 +12,7 @@ mod gcn4;
 mod package;
 mod shaders;
 mod tools;
+mod vulkan;
 
 use std::env;
 use std::process::ExitCode;

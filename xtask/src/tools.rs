@@ -4,6 +4,8 @@ use std::env;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::{command, vulkan};
+
 /// Python's name on this system.
 pub(crate) const PYTHON: &str = if cfg!(windows) { "python" } else { "python3" };
 
@@ -12,9 +14,17 @@ pub(crate) const PYTHON: &str = if cfg!(windows) { "python" } else { "python3" }
 pub(crate) struct Tool {
     pub(crate) name: &'static str,
     pub(crate) needed_for: &'static str,
-    /// The command that shows that it is there, by succeeding.
-    probe: &'static [&'static str],
+    probe: Probe,
     install: Install,
+}
+
+/// What shows that a tool is there.
+#[derive(Debug)]
+enum Probe {
+    /// A command that succeeds.
+    Command(&'static [&'static str]),
+    /// A file that is found.
+    File(fn() -> Option<PathBuf>),
 }
 
 #[derive(Debug)]
@@ -39,52 +49,110 @@ pub(crate) const TOOLS: &[Tool] = &[
     Tool {
         name: "cargo",
         needed_for: "everything",
-        probe: &["cargo", "--version"],
+        probe: Probe::Command(&["cargo", "--version"]),
         install: Install::Command("see https://rustup.rs"),
     },
     Tool {
         name: "cc",
         needed_for: "linking",
-        probe: &["cc", "--version"],
+        probe: Probe::Command(&["cc", "--version"]),
         install: Install::Packages(["gcc libc6-dev", "gcc", "gcc", "gcc", "gcc musl-dev", "gcc"]),
     },
     Tool {
         name: "rustfmt",
         needed_for: "ci",
-        probe: &["cargo", "fmt", "--version"],
+        probe: Probe::Command(&["cargo", "fmt", "--version"]),
         install: Install::Command("rustup component add rustfmt"),
     },
     Tool {
         name: "clippy",
         needed_for: "ci",
-        probe: &["cargo", "clippy", "--version"],
+        probe: Probe::Command(&["cargo", "clippy", "--version"]),
         install: Install::Command("rustup component add clippy"),
     },
     Tool {
         name: PYTHON,
         needed_for: "fetch, demo, ci, bench",
-        probe: &[PYTHON, "--version"],
+        probe: Probe::Command(&[PYTHON, "--version"]),
         install: Install::Packages(["python3", "python3", "python", "python3", "python3", "python"]),
     },
     Tool {
         name: "pip",
         needed_for: "fetch, demo, ci, bench",
-        probe: &[PYTHON, "-m", "pip", "--version"],
+        probe: Probe::Command(&[PYTHON, "-m", "pip", "--version"]),
         install: Install::Packages(["python3-pip", "python3-pip", "python-pip", "python3-pip", "py3-pip", "python"]),
     },
     Tool {
         name: "cmake",
         needed_for: "bench",
-        probe: &["cmake", "--version"],
+        probe: Probe::Command(&["cmake", "--version"]),
         install: Install::Packages(["cmake"; 6]),
     },
     Tool {
         name: "c++",
-        needed_for: "bench",
-        probe: &["c++", "--version"],
+        needed_for: "shaders, ci, bench",
+        probe: Probe::Command(&["c++", "--version"]),
         install: Install::Packages(["g++", "gcc-c++", "gcc", "gcc-c++", "g++", "gcc"]),
     },
-    Tool { name: "make", needed_for: "bench", probe: &["make", "--version"], install: Install::Packages(["make"; 6]) },
+    Tool { name: "make", needed_for: "bench", probe: Probe::Command(&["make", "--version"]), install: Install::Packages(["make"; 6]) },
+    Tool {
+        name: "spirv-val",
+        needed_for: "shaders --check, ci",
+        probe: Probe::Command(&["spirv-val", "--version"]),
+        install: Install::Packages(["spirv-tools"; 6]),
+    },
+    Tool {
+        name: "libvulkan",
+        needed_for: "gcn4, ci",
+        probe: Probe::File(vulkan::loader),
+        install: Install::Packages([
+            "libvulkan1",
+            "vulkan-loader",
+            "vulkan-icd-loader",
+            "libvulkan1",
+            "vulkan-loader",
+            "vulkan-loader",
+        ]),
+    },
+    Tool {
+        name: "lavapipe",
+        needed_for: "ci",
+        probe: Probe::File(|| vulkan::driver(vulkan::SOFTWARE)),
+        install: Install::Packages([
+            "mesa-vulkan-drivers",
+            "mesa-vulkan-drivers",
+            "vulkan-swrast",
+            "libvulkan_lvp",
+            "mesa-vulkan-swrast",
+            "mesa",
+        ]),
+    },
+    Tool {
+        name: "radv",
+        needed_for: "gcn4, ci",
+        probe: Probe::File(|| vulkan::driver("radeon_icd")),
+        install: Install::Packages([
+            "mesa-vulkan-drivers",
+            "mesa-vulkan-drivers",
+            "vulkan-radeon",
+            "libvulkan_radeon",
+            "mesa-vulkan-ati",
+            "mesa",
+        ]),
+    },
+    Tool {
+        name: "vk-layer",
+        needed_for: "ci (the Khronos validation layer)",
+        probe: Probe::File(|| vulkan::layer("VkLayer_khronos_validation")),
+        install: Install::Packages([
+            "vulkan-validationlayers",
+            "vulkan-validation-layers",
+            "vulkan-validation-layers",
+            "vulkan-validationlayers",
+            "vulkan-validation-layers",
+            "vulkan-validationlayers",
+        ]),
+    },
 ];
 
 impl Tool {
@@ -95,7 +163,10 @@ impl Tool {
 
     /// The first line that the tool says about itself, or nothing if it is not there.
     pub(crate) fn version(&self) -> Option<String> {
-        let (program, arguments) = self.probe.split_first()?;
+        let (program, arguments) = match self.probe {
+            Probe::Command(command) => command.split_first()?,
+            Probe::File(find) => return find().map(|file| file.display().to_string()),
+        };
         let output = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -135,15 +206,47 @@ pub(crate) fn missing_program(program: &str) -> String {
     }
 }
 
+fn missing(names: &[&str]) -> Vec<&'static Tool> {
+    names.iter().filter_map(|name| Tool::named(name)).filter(|tool| tool.version().is_none()).collect()
+}
+
 /// Fails with one line per missing tool.
 pub(crate) fn require(names: &[&str]) -> Result<(), String> {
-    let missing: Vec<String> = names
-        .iter()
-        .filter_map(|name| Tool::named(name))
-        .filter(|tool| tool.version().is_none())
-        .map(Tool::missing)
-        .collect();
+    let missing: Vec<String> = missing(names).into_iter().map(Tool::missing).collect();
     if missing.is_empty() { Ok(()) } else { Err(missing.join("\n")) }
+}
+
+/// Like [`require`], but installs Debian's packages first, if the user is root on such a system, as in a container.
+pub(crate) fn provide(names: &[&str]) -> Result<(), String> {
+    let packages = packages_for(&missing(names));
+    if !packages.is_empty() && find_program("apt-get").is_some() && is_root() {
+        let apt = |arguments: &[&str]| {
+            let mut apt = Command::new("apt-get");
+            command::run(apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+        };
+        apt(&["update"])?;
+        apt(&[&["install", "-y", "--no-install-recommends"], packages.as_slice()].concat())?;
+    }
+    require(names)
+}
+
+/// Debian's packages with these tools, each once.
+fn packages_for(tools: &[&Tool]) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = Vec::new();
+    for tool in tools {
+        let Install::Packages([debian, ..]) = &tool.install else { continue };
+        for package in debian.split(' ') {
+            if !packages.contains(&package) {
+                packages.push(package);
+            }
+        }
+    }
+    packages
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").stdin(Stdio::null()).output();
+    id.is_ok_and(|output| output.status.success() && output.stdout.trim_ascii() == b"0")
 }
 
 /// Where the search path has this program.
@@ -163,6 +266,15 @@ mod tests {
         for name in ["cargo", "cc", "rustfmt", "clippy", PYTHON, "pip", "cmake", "c++", "make"] {
             assert!(Tool::named(name).is_some(), "{name}");
         }
+        for name in crate::ci::TOOLS {
+            assert!(Tool::named(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_package_with_several_tools_is_installed_once() {
+        let tools: Vec<&Tool> = ["cc", "lavapipe", "radv", "rustfmt"].iter().filter_map(|name| Tool::named(name)).collect();
+        assert_eq!(packages_for(&tools), ["gcc", "libc6-dev", "mesa-vulkan-drivers"]);
     }
 
     #[test]
@@ -170,7 +282,7 @@ mod tests {
         let tool = Tool {
             name: "polaris-no-such-tool",
             needed_for: "nothing",
-            probe: &["polaris-no-such-tool"],
+            probe: Probe::Command(&["polaris-no-such-tool"]),
             install: Install::Command("install it so"),
         };
         assert_eq!(tool.version(), None);

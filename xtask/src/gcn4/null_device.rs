@@ -116,26 +116,7 @@ fn read_answers(rows: &[Row], lines: &[String]) -> Result<Option<Answers>, Strin
 
 /// The description of AMD's driver for this machine's loader.
 fn icd() -> Result<PathBuf, String> {
-    let folders = |name: &str, default: &str| {
-        let value = env::var_os(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.into());
-        env::split_paths(&value).collect::<Vec<_>>()
-    };
-    let home = env::home_dir().unwrap_or_default().join(".local/share");
-    let mut bases = folders("XDG_DATA_HOME", &home.to_string_lossy());
-    bases.extend(folders("XDG_DATA_DIRS", "/usr/local/share:/usr/share"));
-    bases.extend(["/etc".into(), "/usr/local/share".into(), "/usr/share".into()]);
-    let mut found: Vec<PathBuf> = bases
-        .iter()
-        .filter_map(|base| fs::read_dir(base.join("vulkan/icd.d")).ok())
-        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with("radeon_icd") && name.ends_with(".json")
-        })
-        .collect();
-    // Where several architectures are installed, this program's.
-    found.sort_by_key(|path| !path.to_string_lossy().contains(env::consts::ARCH));
-    found.into_iter().next().ok_or_else(|| {
+    crate::vulkan::driver("radeon_icd").ok_or_else(|| {
         "Mesa's Vulkan driver for AMD is missing: no radeon_icd*.json in any vulkan/icd.d\n\
          install the package mesa-vulkan-drivers (Debian, Ubuntu: sudo apt-get install -y mesa-vulkan-drivers; \
          Fedora: sudo dnf install -y mesa-vulkan-drivers; Arch: sudo pacman -S vulkan-radeon); no card is needed"
