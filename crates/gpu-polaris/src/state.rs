@@ -6,7 +6,7 @@ use core_tensor::{DType, StateDecl};
 use crate::compile::units;
 
 /// Positions side by side in the layout of keys.
-const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// The place of one state.
 #[derive(Clone, Debug)]

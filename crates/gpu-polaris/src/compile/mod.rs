@@ -15,6 +15,7 @@ use crate::step::{Grid, StepValues, least, product};
 use crate::vk::{DeviceKind, Gpu, Limits};
 use crate::weights::{GpuWeights, Matrix, WeightPlan};
 
+mod attention;
 mod nodes;
 mod products;
 mod supports;
@@ -161,6 +162,10 @@ pub(crate) enum Waiting {
     Gated(usize),
     /// A gated pair of products, both sides in one buffer.
     Pair(usize, Memory),
+    /// The rotation of a node, which goes into an attention or a state.
+    Turned(usize),
+    /// The write of a node into a state, which an attention reads.
+    Written(usize),
 }
 
 pub(crate) struct Compiler<'a> {

@@ -1,9 +1,8 @@
 //! One node after the other.
 
-use core_tensor::op::{Attention, Op};
-use core_tensor::{BackendError, DType, Dim, StateId, ValueId, ValueType};
+use core_tensor::op::Op;
+use core_tensor::{BackendError, DType, Dim, ValueId};
 
-use super::supports::{roles, units};
 use super::{Compiler, ELEMENT_THREADS, Waiting};
 use crate::analysis::is_table;
 use crate::elementwise::{binary_code, unary_code};
@@ -40,30 +39,8 @@ impl Compiler<'_> {
                 }
                 None => self.gated(i)?,
             },
-            Op::RotaryEmbedding(op) => {
-                let (x, positions) = (self.input(node, 0)?, self.input(node, 1)?);
-                let table = self.rope_table(*op, positions, node.inputs.get(2).copied().flatten())?;
-                let (_, shape) = self.tensor(x)?;
-                let dim = self.bound(&shape[2])?;
-                self.settle(x)?;
-                let from = self.memory(x);
-                self.in_place(y, x, i);
-                let words = [self.values.word(&shape[0]), self.values.word(&shape[1])];
-                let count = product(&[shape[0].clone(), shape[1].clone(), dim.div_ceil(2).into()]);
-                let dispatch = Dispatch::new(name, "rope", ELEMENT_THREADS)
-                    .constant(1, u32::from(op.interleaved))
-                    .read(1, from)
-                    .read(2, table)
-                    .write(3, self.memory(y))
-                    .push(words)
-                    .push([dim as u32, op.rotary_dims as u32])
-                    .grid(self.linear_grid(&count));
-                self.emit(dispatch);
-            }
-            Op::StateWrite(op) => {
-                let rows = self.input(node, 0)?;
-                self.state_write(i, op.state, rows)?;
-            }
+            Op::RotaryEmbedding(_) => self.rotate(i)?,
+            Op::StateWrite(_) => self.state_write(i)?,
             Op::Attention(op) => self.attention(i, op)?,
             Op::Gather(_) => self.gather(i)?,
             Op::Unary(op) => {
@@ -311,84 +288,6 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn state_write(&mut self, i: usize, state: StateId, rows: ValueId) -> Result<(), BackendError> {
-        let node = &self.graph.nodes()[i];
-        let decl = self.graph.state(state).clone();
-        let (heads, dim) = (decl.row[0], decl.row[1]);
-        let unknown = || BackendError::Unsupported {
-            node: node.name.clone(),
-            op: node.op.name(),
-            reason: format!("no kernel writes {} rows of {dim} elements", decl.dtype),
-        };
-        let units = units(decl.dtype, dim).ok_or_else(unknown)?;
-        let capacity = self.bound(&decl.capacity)?;
-        let (_, shape) = self.tensor(rows)?;
-        let blocks = decl.dtype.is_block();
-        let per_head = if blocks { dim / 32 } else { dim };
-        let count = shape[0].clone().mul((heads * per_head).into());
-        let keys = roles(self.graph, state).0;
-        let n = self.values.word(&shape[0]);
-        let mut dispatch = Dispatch::new(&node.name, format!("state.{}", kv_name(decl.dtype)), 64)
-            .constant(1, u32::from(keys))
-            .write(4, Memory::State(state))
-            .push([n, heads as u32, dim as u32, units as u32, capacity as u32, u32::from(decl.window.is_some())]);
-        if blocks {
-            dispatch = dispatch.write(5, Memory::StateScales(state));
-        }
-        let (positions, slots) = (self.input(node, 1)?, self.input(node, 2)?);
-        dispatch = self.reads(dispatch, 1, rows)?;
-        dispatch = self.reads(dispatch, 2, positions)?;
-        dispatch = self.reads(dispatch, 3, slots)?;
-        let most = self.gpu.limits().max_groups as usize;
-        let grid = self.values.grid([crate::step::least(count.div_ceil(64.into()), most), 1.into(), 1.into()]);
-        self.emit(dispatch.grid(grid));
-        Ok(())
-    }
-
-    fn attention(&mut self, i: usize, op: &Attention) -> Result<(), BackendError> {
-        let node = &self.graph.nodes()[i];
-        let state = |id: ValueId| match self.graph.value(id).ty {
-            ValueType::Token(state) => Ok(state),
-            ValueType::Tensor { .. } => Err(BackendError::Mismatch("attention and its states")),
-        };
-        let (q, y) = (self.input(node, 0)?, node.outputs[0]);
-        let (k, v) = (state(self.input(node, 1)?)?, state(self.input(node, 2)?)?);
-        let (keys, values) = (self.graph.state(k).clone(), self.graph.state(v).clone());
-        let (_, shape) = self.tensor(q)?;
-        let heads = self.bound(&shape[1])?;
-        let (kv_heads, key_dim, value_dim) = (keys.row[0], keys.row[1], values.row[1]);
-        let unknown = || BackendError::Unsupported {
-            node: node.name.clone(),
-            op: node.op.name(),
-            reason: format!("no kernel reads {} keys or {} values", keys.dtype, values.dtype),
-        };
-        let key_units = units(keys.dtype, key_dim).ok_or_else(unknown)?;
-        let value_units = units(values.dtype, value_dim).ok_or_else(unknown)?;
-        let capacity = self.bound(&keys.capacity)?;
-        let shader = format!("attention.{}x{}", kv_name(keys.dtype), kv_name(values.dtype));
-        let n = self.values.word(&shape[0]);
-        let mut dispatch = Dispatch::new(&node.name, shader, 64)
-            .read(4, Memory::State(k))
-            .read(5, Memory::State(v))
-            .write(8, Memory::Value(y))
-            .push([n])
-            .push([heads, kv_heads, key_dim, value_dim, key_units, value_units, capacity].map(|n| n as u32))
-            .push([u32::from(keys.window.is_some()), op.window.map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX))])
-            .push([op.scale.to_bits(), op.softcap.unwrap_or(0.0).to_bits()]);
-        if keys.dtype.is_block() {
-            dispatch = dispatch.read(6, Memory::StateScales(k));
-        }
-        if values.dtype.is_block() {
-            dispatch = dispatch.read(7, Memory::StateScales(v));
-        }
-        dispatch = self.reads(dispatch, 1, q)?;
-        dispatch = self.reads(dispatch, 2, self.input(node, 3)?)?;
-        dispatch = self.reads(dispatch, 3, self.input(node, 4)?)?;
-        let grid = self.values.grid([heads.into(), shape[0].clone(), 1.into()]);
-        self.emit(dispatch.grid(grid));
-        Ok(())
-    }
-
     fn copy(&mut self, name: &str, x: ValueId, y: ValueId) -> Result<(), BackendError> {
         let count = self.count(x)?;
         self.runs(name, x, y, (count.clone(), count.clone()), (0.into(), count.clone()), (0.into(), count))
@@ -433,14 +332,5 @@ fn cast_code(dtype: DType) -> u32 {
         DType::F16 => 1,
         DType::BF16 => 2,
         _ => 3,
-    }
-}
-
-/// A state's type in names of shaders.
-fn kv_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "kv_f32",
-        DType::F16 => "kv_f16",
-        _ => "kv_q8_0",
     }
 }

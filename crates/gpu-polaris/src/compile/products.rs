@@ -31,6 +31,8 @@ impl Compiler<'_> {
         match waiting {
             Waiting::Norm(i) => self.norm(i),
             Waiting::Gated(i) => self.gated(i),
+            Waiting::Turned(i) => self.turn(i),
+            Waiting::Written(i) => self.write_now(i),
             Waiting::Pair(i, both) => {
                 let node = &self.graph.nodes()[i];
                 let y = node.outputs[0];
@@ -59,7 +61,8 @@ impl Compiler<'_> {
             Some(Waiting::Norm(i)) => self.pack_norm(&name, i, columns, memory)?,
             Some(Waiting::Gated(i)) => self.pack_gated(&name, i, columns, memory)?,
             Some(Waiting::Pair(i, both)) => self.pack_pair(&name, i, both, columns, memory)?,
-            None => {
+            Some(Waiting::Turned(_) | Waiting::Written(_)) | None => {
+                self.settle(x)?;
                 let from = [self.memory(x), Memory::Unused, Memory::Unused, Memory::Unused];
                 self.pack(&name, 0, 0, (&rows, &k, &k), from, columns, memory)?;
             }
