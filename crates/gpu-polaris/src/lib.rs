@@ -32,3 +32,7 @@ mod weights;
 
 pub use backend::VulkanBackend;
 pub use vk::{DeviceKind, Fault, FoundDevice, Gpu, GpuOptions, Limits, Validation, VulkanError, devices};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -18,6 +18,8 @@ pub(crate) struct Candidate {
     pub(crate) rounds_activations: fn(BlockFormat) -> bool,
     /// Whether it may refuse a node.
     pub(crate) partial: bool,
+    /// Whether it may give zero instead of a subnormal number.
+    pub(crate) flushes_subnormals: bool,
 }
 
 /// Whether `POLARIS_CONFORMANCE=vulkan` leaves the Vulkan device alone: the rest of the suite says the same at every width of subgroups.
@@ -45,11 +47,11 @@ pub(crate) fn candidates() -> &'static [Candidate] {
                         ActivationKind::Q8 => cpu_rounds_activations,
                     };
                     let backend = Box::new(CpuBackend::new(options));
-                    all.push(Candidate { backend, rounds_activations, partial: false });
+                    all.push(Candidate { backend, rounds_activations, partial: false, flushes_subnormals: false });
                 }
             }
         }
-        all.push(Candidate { backend: Box::new(vulkan()), rounds_activations: |_| false, partial: true });
+        all.push(Candidate { backend: Box::new(vulkan()), rounds_activations: |_| false, partial: true, flushes_subnormals: true });
         all
     });
     &ALL
