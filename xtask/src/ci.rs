@@ -28,8 +28,20 @@ Without a step: all of them, in this order:
   test     unit, integration, documentation and end-to-end tests";
 
 /// What the steps need.
-pub(crate) const TOOLS: &[&str] =
-    &["cargo", "cc", "c++", "rustfmt", "clippy", PYTHON, "pip", "spirv-val", "libvulkan", "lavapipe", "radv", "vk-layer"];
+pub(crate) const TOOLS: &[&str] = &[
+    "cargo",
+    "cc",
+    "c++",
+    "rustfmt",
+    "clippy",
+    PYTHON,
+    "pip",
+    "spirv-val",
+    "libvulkan",
+    "lavapipe",
+    "radv",
+    "vk-layer",
+];
 
 /// How many tests ran, as cargo's test runner counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -94,7 +94,12 @@ pub(crate) const TOOLS: &[Tool] = &[
         probe: Probe::Command(&["c++", "--version"]),
         install: Install::Packages(["g++", "gcc-c++", "gcc", "gcc-c++", "g++", "gcc"]),
     },
-    Tool { name: "make", needed_for: "bench", probe: Probe::Command(&["make", "--version"]), install: Install::Packages(["make"; 6]) },
+    Tool {
+        name: "make",
+        needed_for: "bench",
+        probe: Probe::Command(&["make", "--version"]),
+        install: Install::Packages(["make"; 6]),
+    },
     Tool {
         name: "spirv-val",
         needed_for: "shaders --check, ci",
@@ -273,7 +278,8 @@ mod tests {
 
     #[test]
     fn a_package_with_several_tools_is_installed_once() {
-        let tools: Vec<&Tool> = ["cc", "lavapipe", "radv", "rustfmt"].iter().filter_map(|name| Tool::named(name)).collect();
+        let tools: Vec<&Tool> =
+            ["cc", "lavapipe", "radv", "rustfmt"].iter().filter_map(|name| Tool::named(name)).collect();
         assert_eq!(packages_for(&tools), ["gcc", "libc6-dev", "mesa-vulkan-drivers"]);
     }
 

@@ -49,7 +49,8 @@ fn description(kind: &str, prefix: &str) -> Option<PathBuf> {
         name.starts_with(prefix) && name.ends_with(".json")
     };
     let folders = bases.iter().map(|base| base.join("vulkan").join(kind));
-    let mut found: Vec<PathBuf> = folders.flat_map(|folder| entries(&folder).collect::<Vec<_>>()).filter(named).collect();
+    let mut found: Vec<PathBuf> =
+        folders.flat_map(|folder| entries(&folder).collect::<Vec<_>>()).filter(named).collect();
     // Where several architectures are installed, this program's.
     found.sort_by_key(|path| !path.to_string_lossy().contains(env::consts::ARCH));
     found.into_iter().next()

@@ -51,7 +51,12 @@ pub(crate) fn candidates() -> &'static [Candidate] {
                 }
             }
         }
-        all.push(Candidate { backend: Box::new(vulkan()), rounds_activations: |_| false, partial: true, flushes_subnormals: true });
+        all.push(Candidate {
+            backend: Box::new(vulkan()),
+            rounds_activations: |_| false,
+            partial: true,
+            flushes_subnormals: true,
+        });
         all
     });
     &ALL

@@ -76,7 +76,8 @@ fn an_embedding_table_in_chunks_gives_every_row_from_the_right_one() {
         graph.output(y);
         let graph = Arc::new(graph);
         // First and last rows, both sides of every tile's edge that may be a chunk's, and some between.
-        let mut wanted: Vec<i32> = (0..n).step_by(64).flat_map(|i| [i, (i + 63).min(n - 1)]).map(|i| i as i32).collect();
+        let mut wanted: Vec<i32> =
+            (0..n).step_by(64).flat_map(|i| [i, (i + 63).min(n - 1)]).map(|i| i as i32).collect();
         wanted.push(n as i32 - 1);
         let stride = wanted.len().div_ceil(96);
         let wanted: Vec<i32> = wanted.into_iter().rev().step_by(stride).collect();

@@ -52,7 +52,8 @@ impl Builder {
                 bytes.extend_from_slice(&self.bits.to_le_bytes());
             }
         }
-        let tensor = Tensor::from_bytes(DType::Block(format), &[n, k], &bytes).expect("as many blocks as the shape has");
+        let tensor =
+            Tensor::from_bytes(DType::Block(format), &[n, k], &bytes).expect("as many blocks as the shape has");
         self.graph.weight("matrix", Weight::stored(tensor))
     }
 

@@ -8,6 +8,11 @@
 mod counting;
 mod decoder;
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use core_tensor::op::{Op, Unary};
+use core_tensor::{Backend, Bindings, DType, Graph, Tensor};
 use gpu_polaris::{GpuOptions, VulkanBackend};
 
 use counting::{Counting, allocations};
@@ -25,13 +30,39 @@ fn thread_time() -> f64 {
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
+/// What a run of a graph with a single small kernel takes: the cost of submitting and waiting.
+#[cfg(unix)]
+fn floor(backend: &VulkanBackend, steps: usize) -> Result<f64, Box<dyn std::error::Error>> {
+    let mut graph = Graph::new("floor");
+    let x = graph.input("x", DType::F32, &[4.into()]);
+    let y = graph.add("y", Op::Unary(Unary::Silu), &[x])?;
+    graph.output(y);
+    let (graph, bounds) = (Arc::new(graph), Bindings::new());
+    let weights = backend.load_weights(&graph, &mut |_, _| ControlFlow::Continue(()))?;
+    let program = backend.compile(&graph, &weights, &bounds)?;
+    let mut session = backend.new_session(&graph, 1, &bounds)?;
+    let x = [Tensor::from_slice(&[4], &[1.0f32; 4])?];
+    let mut times = Vec::new();
+    for _ in 0..steps.max(10) {
+        let before = thread_time();
+        program.run(&mut *session, &x)?;
+        times.push(thread_time() - before);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
 #[cfg(unix)]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let layers = arguments.next().transpose()?.unwrap_or(30);
     let steps = arguments.next().transpose()?.unwrap_or(30);
     let backend = VulkanBackend::open(&GpuOptions::default())?;
-    println!("{}", core_tensor::Backend::description(&backend));
+    println!("{}", backend.description());
+    println!(
+        "a program of one kernel: {:.1} us, nearly all of it the driver's submitting and waiting",
+        floor(&backend, steps)?
+    );
     for greedy in [true, false] {
         let (width, heads, kv_heads, hidden, vocabulary) = (576, 9, 3, 1536, 49_152);
         let shape = Shape { layers, width, heads, kv_heads, hidden, vocabulary, greedy };

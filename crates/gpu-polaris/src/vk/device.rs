@@ -165,8 +165,10 @@ impl Gpu {
         let chosen = choose(&found, options.device)?;
         let physical = chosen.physical.clone();
         let create = |what: &'static str| move |reason: String| VulkanError::Create { what, reason };
-        let family = instance::queue_family(&physical)
-            .ok_or_else(|| VulkanError::Refused { name: chosen.name.clone(), reason: "it has no queue that computes".into() })?;
+        let family = instance::queue_family(&physical).ok_or_else(|| VulkanError::Refused {
+            name: chosen.name.clone(),
+            reason: "it has no queue that computes".into(),
+        })?;
         let info = DeviceCreateInfo {
             enabled_features: instance::required_features(),
             queue_create_infos: vec![QueueCreateInfo { queue_family_index: family, ..QueueCreateInfo::default() }],
@@ -300,7 +302,6 @@ impl Gpu {
 
     /// Tells whether the device still exists, also when this is gone: what leaks keeps it alive.
     #[doc(hidden)]
-    #[must_use]
     pub fn watch(&self) -> impl Fn() -> bool + use<> {
         let device = Arc::downgrade(&self.device);
         move || device.strong_count() > 0
@@ -367,9 +368,9 @@ impl Gpu {
         let fence = fence.map_or(ash::vk::Fence::null(), VulkanObject::handle);
         // SAFETY: the command buffer was recorded for this queue's family and is not pending; `Recorded` keeps it and all that it uses alive
         // until its end was seen. The fence is unsignaled and no other submission uses it. The queue is locked.
-        let result = self.queue.with(|_| unsafe {
-            (self.device.fns().v1_0.queue_submit)(self.queue.handle(), 1, info.as_ptr(), fence)
-        });
+        let result = self
+            .queue
+            .with(|_| unsafe { (self.device.fns().v1_0.queue_submit)(self.queue.handle(), 1, info.as_ptr(), fence) });
         result.result().map_err(Code::from)
     }
 

@@ -113,7 +113,10 @@ pub(super) fn required_features() -> DeviceFeatures {
     }
 }
 
-const FEATURE_NAMES: [(&str, fn(&DeviceFeatures) -> bool); 3] = [
+/// A feature's name, and whether it is there.
+type Feature = (&'static str, fn(&DeviceFeatures) -> bool);
+
+const FEATURE_NAMES: [Feature; 3] = [
     ("storageBuffer16BitAccess", |f| f.storage_buffer16_bit_access),
     ("shaderInt16", |f| f.shader_int16),
     ("shaderInt64", |f| f.shader_int64),
@@ -204,10 +207,16 @@ fn refusal(physical: &PhysicalDevice) -> Option<String> {
         return Some(format!("its subgroups have {:?} lanes", properties.subgroup_size));
     }
     if properties.max_compute_shared_memory_size < 32 << 10 {
-        return Some(format!("its workgroups share {} bytes; 32768 are needed", properties.max_compute_shared_memory_size));
+        return Some(format!(
+            "its workgroups share {} bytes; 32768 are needed",
+            properties.max_compute_shared_memory_size
+        ));
     }
     if properties.max_compute_work_group_invocations < 256 {
-        return Some(format!("its workgroups have {} threads; 256 are needed", properties.max_compute_work_group_invocations));
+        return Some(format!(
+            "its workgroups have {} threads; 256 are needed",
+            properties.max_compute_work_group_invocations
+        ));
     }
     queue_family(physical).is_none().then(|| "it has no queue that computes".into())
 }

@@ -184,12 +184,7 @@ impl HostBuffer {
     }
 }
 
-fn allocate(
-    gpu: &Gpu,
-    bytes: u64,
-    memory_type: impl Fn(u32) -> Option<u32>,
-    map: bool,
-) -> Result<Arc<Buffer>, String> {
+fn allocate(gpu: &Gpu, bytes: u64, memory_type: impl Fn(u32) -> Option<u32>, map: bool) -> Result<Arc<Buffer>, String> {
     let info = BufferCreateInfo { size: bytes, usage: usage(), ..BufferCreateInfo::default() };
     let raw = RawBuffer::new(gpu.device.clone(), info).map_err(|e| chain(&e))?;
     let requirements = raw.memory_requirements();

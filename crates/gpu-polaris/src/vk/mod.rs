@@ -15,9 +15,8 @@ mod validation;
 
 pub use device::{Gpu, GpuOptions, Limits};
 pub use fault::Fault;
-pub use validation::Validation;
 pub use instance::{DeviceKind, FoundDevice, VulkanError, devices};
 pub(crate) use memory::{DeviceBuffer, HostBuffer, Region};
 pub(crate) use recorder::{Command, Groups, Recorded, record};
 pub(crate) use upload::Uploader;
-
+pub use validation::Validation;

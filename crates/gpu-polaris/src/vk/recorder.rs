@@ -81,7 +81,10 @@ struct Parts {
 impl std::fmt::Debug for Recorded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let pending = self.pending.load(Ordering::Relaxed);
-        f.debug_struct("Recorded").field("buffers", &self.buffers().len()).field("pending", &pending).finish_non_exhaustive()
+        f.debug_struct("Recorded")
+            .field("buffers", &self.buffers().len())
+            .field("pending", &pending)
+            .finish_non_exhaustive()
     }
 }
 
@@ -166,14 +169,15 @@ fn at_the_end() -> DependencyInfo {
 pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, BackendError> {
     let failed = |what: &str, e: &dyn std::error::Error| gpu.failed(&format!("recording {what}: {}", chain(e)));
     let begin = || {
-        let info = CommandBufferBeginInfo { usage: CommandBufferUsage::MultipleSubmit, ..CommandBufferBeginInfo::default() };
+        let info =
+            CommandBufferBeginInfo { usage: CommandBufferUsage::MultipleSubmit, ..CommandBufferBeginInfo::default() };
         let family = gpu.queue.queue_family_index();
         RecordingCommandBuffer::new(gpu.commands.clone(), family, CommandBufferLevel::Primary, info)
             .map_err(|e| failed("the beginning", &e))
     };
     gpu.check()?;
     if gpu.faults.meet(&[Fault::OutOfMemory]).is_some() {
-        return Err(BackendError::NoMemory { what: "recorded commands", bytes: commands.len() * size_of::<Command>() });
+        return Err(BackendError::NoMemory { what: "recorded commands", bytes: size_of_val(commands) });
     }
     let mut recorded = Parts {
         buffers: Vec::new(),
@@ -198,10 +202,13 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
                     return Err(gpu.failed("a shader's binding was left out"));
                 }
                 for region in regions {
-                    let offset = region.bytes.offset() % gpu.device.physical_device().properties().min_storage_buffer_offset_alignment.as_devicesize();
+                    let offset = region.bytes.offset()
+                        % gpu.device.physical_device().properties().min_storage_buffer_offset_alignment.as_devicesize();
                     if region.len() > gpu.limits.max_range || offset != 0 {
                         let (len, max) = (region.len(), gpu.limits.max_range);
-                        return Err(gpu.failed(&format!("a binding of {len} bytes (at most {max}) at a remainder of {offset}")));
+                        return Err(
+                            gpu.failed(&format!("a binding of {len} bytes (at most {max}) at a remainder of {offset}"))
+                        );
                     }
                 }
                 let set = DescriptorSet::new(gpu.sets.clone(), set_layout.clone(), writes, []);
@@ -220,12 +227,14 @@ pub(crate) fn record(gpu: &Gpu, commands: &[Command]) -> Result<Recorded, Backen
                         .bind_descriptor_sets(PipelineBindPoint::Compute, layout, 0, &[set.as_raw()], &[])
                         .map_err(|e| failed("a descriptor set", &e))?;
                     if let Some(range) = layout.push_constant_ranges().first() {
-                        push_constants(&mut builder, layout, range.size as usize / 4, &words).map_err(|e| failed("push constants", &*e))?;
+                        push_constants(&mut builder, layout, range.size as usize / 4, &words)
+                            .map_err(|e| failed("push constants", &*e))?;
                     }
                     match groups {
                         Groups::Fixed(groups) => builder.dispatch(*groups).map_err(|e| failed("a dispatch", &e))?,
                         Groups::Indirect(region) => {
-                            let words: Subbuffer<[DispatchIndirectCommand]> = region.bytes.clone().slice(0..12).reinterpret();
+                            let words: Subbuffer<[DispatchIndirectCommand]> =
+                                region.bytes.clone().slice(0..12).reinterpret();
                             recorded.regions.push(region.clone());
                             builder.dispatch_indirect(&words).map_err(|e| failed("a dispatch", &e))?
                         }

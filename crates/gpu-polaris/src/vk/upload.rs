@@ -68,7 +68,9 @@ impl Uploader {
         let slot = &mut self.slots[self.current];
         let at = slot.used as usize;
         let Some(bytes) = slot.host.bytes_mut().get_mut(at..at + len) else {
-            return Err(BackendError::Device(format!("{len} bytes are more than the staging ring takes at once")).into());
+            return Err(
+                BackendError::Device(format!("{len} bytes are more than the staging ring takes at once")).into()
+            );
         };
         fill(bytes)?;
         let from = slot.host.exact(slot.used, len as u64)?;
