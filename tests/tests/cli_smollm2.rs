@@ -127,24 +127,27 @@ fn greedy_continuations_are_those_of_llama_cpp() {
     assert_eq!(prompts.lines().count(), expected.len());
     // Both activations; and by how much the best token must lead for the same to be chosen: arithmetic in f32 differs by far less than 0.05,
     // and rounding to 8 bits moves the logits of so small a model by some tenths.
-    for (activations, lead, at_least) in [("f32", 0.05, 280), ("q8", 0.4, 140)] {
+    for (device, activations, lead, at_least) in
+        [("cpu", "f32", 0.05, 280), ("cpu", "q8", 0.4, 140), ("vulkan", "f32", 0.05, 280)]
+    {
         let mut compared = 0;
         for (prompt, expected) in prompts.lines().map(|line| line.replace("\\n", "\n")).zip(expected) {
             let arguments = ["-p", &prompt, "-n", "32", "--temperature", "0", "--json", "--activations", activations];
+            let arguments = [&arguments[..], &["--device", device]].concat();
             let answer = object("generate", &arguments);
             assert_eq!(answer["prompt_tokens"], expected["prompt_tokens"], "{prompt}");
             let (tokens, reference) = (answer["tokens"].as_array().unwrap(), expected["tokens"].as_array().unwrap());
             for (i, (token, reference)) in tokens.iter().zip(reference).enumerate() {
                 let gap = expected["gaps"][i].as_f64().unwrap();
                 if token != reference && gap < lead {
-                    println!("{activations}: {prompt:?}: {token} instead of {reference} at {i}, whose lead is {gap}");
+                    println!("{device}, {activations}: {prompt:?}: {token} instead of {reference} at {i}, whose lead is {gap}");
                     break;
                 }
-                assert_eq!(token, reference, "{activations}: {prompt:?} at {i}, whose lead is {gap}");
+                assert_eq!(token, reference, "{device}, {activations}: {prompt:?} at {i}, whose lead is {gap}");
                 compared += 1;
             }
         }
-        assert!(compared >= at_least, "{activations}: only {compared} tokens could be compared");
+        assert!(compared >= at_least, "{device}, {activations}: only {compared} tokens could be compared");
     }
 }
 
