@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod devices;
 mod doctor;
+mod estimate;
 mod failure;
 mod generate;
 mod inspect;
@@ -55,6 +56,7 @@ enum Command {
     Bench(bench::Arguments),
     Devices(devices::Arguments),
     Doctor(doctor::Arguments),
+    Estimate(estimate::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -86,6 +88,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Estimate(arguments) => estimate::run(arguments),
         Command::Completions(arguments) => completions::run(arguments),
     }
 }

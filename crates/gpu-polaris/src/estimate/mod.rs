@@ -14,7 +14,8 @@
 //!
 //! The two parts are each fitted to *one* published measurement of llama.cpp on an RX 470; `model.rs` names them. Latency and what dispatches, barriers and steps
 //! cost are assumptions. The clock is taken as the mean of base and boost, for cards lower it under load: users saw an RX 470 fall from 1206 to 750 MHz in
-//! mat-vecs, and to 1100 with a higher power limit. [`Prediction::range`] is from the base clock to the boost clock.
+//! mat-vecs, and to 1100 with a higher power limit. This choice was made with the four reports on whole models in view; [`Prediction::range`] is from the boost
+//! clock to the base clock.
 //!
 //! [`validate`] feeds the same arithmetic with llama.cpp's shaders and compares it with what users measured. How far that is off is the least
 //! uncertainty that a prediction has; a kernel that RADV compiles to other instructions than it runs well with is not seen at all.
@@ -34,6 +35,7 @@ mod model;
 mod work;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use core_tensor::{BackendError, Bindings, Graph};
 
@@ -51,9 +53,9 @@ use work::{Rows, Works};
 
 /// Plans programs for a card and predicts their time.
 #[derive(Debug)]
-pub struct Estimator<'a> {
+pub struct Estimator {
     card: Card,
-    graph: &'a Graph,
+    graph: Arc<Graph>,
     weights: WeightPlan,
 }
 
@@ -116,14 +118,21 @@ pub struct Kernel {
     pub bound: Bound,
 }
 
-impl<'a> Estimator<'a> {
+impl Estimator {
     /// Plans where a graph's weights would lie on a card. They are not read.
     ///
     /// # Errors
     /// When a weight cannot be held.
-    pub fn new(card: Card, graph: &'a Graph) -> Result<Estimator<'a>, BackendError> {
+    pub fn new(card: Card, graph: &Arc<Graph>) -> Result<Estimator, BackendError> {
         let weights = WeightPlan::new(card.title, &card.target().limits, graph)?;
-        Ok(Estimator { card, graph, weights })
+        Ok(Estimator { card, graph: graph.clone(), weights })
+    }
+
+    /// The same for programs that give only some of the graph's outputs ([`Graph::with_outputs`]).
+    #[must_use]
+    pub fn with_outputs(mut self, outputs: &[usize]) -> Estimator {
+        self.graph = self.graph.with_outputs(outputs);
+        self
     }
 
     /// Predicts a step of `rows` rows after `past` positions of the sequence; `bounds` are the extents that it is compiled for.
@@ -131,8 +140,8 @@ impl<'a> Estimator<'a> {
     /// # Errors
     /// When a node has no kernel, a symbol no bound, or a value does not fit the card's limits.
     pub fn step(&self, bounds: &Bindings, rows: usize, past: usize) -> Result<Prediction, BackendError> {
-        let compiled = compile::plan(self.card.target(), self.graph, &self.weights, bounds, false)?;
-        let works = Works::new(self.graph, &compiled, figures::committed(), bounds, Rows { rows, past })?;
+        let compiled = compile::plan(self.card.target(), &self.graph, &self.weights, bounds, false)?;
+        let works = Works::new(&self.graph, &compiled, figures::committed(), bounds, Rows { rows, past })?;
         Ok(predict(self.card, &compiled, &works))
     }
 
@@ -145,7 +154,7 @@ impl<'a> Estimator<'a> {
         for (id, decl) in self.graph.state_ids().zip(self.graph.states()) {
             let unsupported = |reason: String| core_tensor::StateError::Unsupported { name: decl.name.clone(), reason };
             let capacity = decl.capacity.eval(bounds).map_err(core_tensor::GraphError::from)?;
-            let place = StatePlace::new(decl, capacity, roles(self.graph, id).0).map_err(unsupported)?;
+            let place = StatePlace::new(decl, capacity, roles(&self.graph, id).0).map_err(unsupported)?;
             let rows = place.slot_bytes().ok_or_else(|| unsupported("its size overflows".into()))?;
             states = states.saturating_add((rows + place.scale_bytes()) as u64);
         }

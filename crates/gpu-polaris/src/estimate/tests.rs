@@ -4,7 +4,7 @@ use core_tensor::{BlockFormat, DType, Dim, Tensor, Weight};
 use super::*;
 
 /// `layers` products of a square matrix, one after the other.
-fn stack(width: usize, layers: usize) -> Graph {
+fn stack(width: usize, layers: usize) -> Arc<Graph> {
     let mut graph = Graph::new("stack");
     let rows = Dim::sym("rows");
     let mut x = graph.input("x", DType::F32, &[rows, width.into()]);
@@ -15,10 +15,10 @@ fn stack(width: usize, layers: usize) -> Graph {
         x = graph.add(&format!("y{i}"), Op::MatMul(MatMul { transpose_b: true }), &[x, w]).expect("shapes that fit");
     }
     graph.output(x);
-    graph
+    Arc::new(graph)
 }
 
-fn predicted(card: &str, graph: &Graph, rows: usize) -> Prediction {
+fn predicted(card: &str, graph: &Arc<Graph>, rows: usize) -> Prediction {
     let card = Card::by_name(card).expect("a card");
     let estimator = Estimator::new(card, graph).expect("weights that fit");
     estimator.step(&Bindings::new().with("rows", rows), rows, 0).expect("kernels for all")
