@@ -29,6 +29,7 @@ shared float weight[64u * PITCH]; // [position][row]
 shared float slice[64];
 shared float kept[R];
 shared uint limit[R];
+shared uint careful;
 
 void main() {
   const uint lane = gl_LocalInvocationID.x, head = gl_WorkGroupID.x;
@@ -42,95 +43,117 @@ void main() {
   const uint own_row = lane % R, own_slice = lane / R;
   const uint element = lane % VALUE_LANES, rest = lane / VALUE_LANES;
   const uint row_group = rest % ROW_GROUPS, split = rest / ROW_GROUPS;
-  float most = LEAST, total = 0.0;
+  float most, total;
   vec4 sum[8];
-  [[unroll]] for (uint i = 0u; i < 8u; ++i) sum[i] = vec4(0.0);
-
-  for (uint a = 0u; a < here;) {
-    // Rows of one slot, and the positions that they see together.
-    const int slot = slots[row0 + a];
-    uint b = a, first = 0xffffffffu, last = 0u;
-    while (b < here && slots[row0 + b] == slot) {
-      const uint position = uint(positions[row0 + b]);
-      last = max(last, position);
-      first = min(first, position + 1u > window ? position + 1u - window : 0u);
-      ++b;
-    }
-    const uint kv_head = uint(slot) * kv_heads + head / group;
-    const Rows run = rows_of(first, last);
-    if (lane < R) limit[lane] = lane >= a && lane < b ? uint(positions[row0 + lane]) : 0xffffffffu;
-    barrier();
-    for (uint t = 0u; t < run.tiles; ++t) {
-      const Tile tile = tile_of(run, t);
-      float score[R];
-      [[unroll]] for (uint r = 0u; r < R; ++r) score[r] = 0.0;
-      uint at = key_at(kv_head, tile.row, lane);
-      for (uint c = 0u; c < KEY_DIM / CHUNK; ++c) {
-        uvec4 raw[8];
-        [[unroll]] for (uint u = 0u; u < CHUNK_UNITS; ++u) raw[u] = keys[at + u * 64u];
-        at += CHUNK_UNITS * 64u;
-#if KEY == KV_Q8_0
-        const float d = key_scale(kv_head, tile.row, lane, c / 2u);
-#endif
-        [[unroll]] for (uint j = 0u; j < CHUNK / 8u; ++j) {
-          float k[8];
-          key_eight(raw, j, k);
-#if KEY == KV_Q8_0
-          [[unroll]] for (uint i = 0u; i < 8u; ++i) k[i] *= d;
-#endif
-          [[unroll]] for (uint i = 0u; i < 8u; ++i) [[unroll]] for (uint g = 0u; g < ROW_GROUPS; ++g) {
-            float v[8];
-            query(query0 + (c * CHUNK + j * 8u + i) * ROW_GROUPS + g, v);
-            [[unroll]] for (uint r = 0u; r < 8u; ++r) score[g * 8u + r] += k[i] * v[r];
+  bool again = false;
+  do {
+    most = LEAST;
+    total = 0.0;
+    [[unroll]] for (uint i = 0u; i < 8u; ++i) sum[i] = vec4(0.0);
+    if (lane == 0u) careful = 0u;
+    for (uint a = 0u; a < here;) {
+      // Rows of one slot, and the positions that they see together.
+      const int slot = slots[row0 + a];
+      uint b = a, first = 0xffffffffu, last = 0u;
+      while (b < here && slots[row0 + b] == slot) {
+        const uint position = uint(positions[row0 + b]);
+        last = max(last, position);
+        first = min(first, position + 1u > window ? position + 1u - window : 0u);
+        ++b;
+      }
+      const uint kv_head = uint(slot) * kv_heads + head / group;
+      const Rows run = rows_of(first, last);
+      if (lane < R) limit[lane] = lane >= a && lane < b ? uint(positions[row0 + lane]) : 0xffffffffu;
+      barrier();
+      for (uint t = 0u; t < run.tiles; ++t) {
+        const Tile tile = tile_of(run, t);
+        float score[R];
+        [[unroll]] for (uint r = 0u; r < R; ++r) score[r] = 0.0;
+        uint at = key_at(kv_head, tile.row, lane);
+        for (uint c = 0u; c < KEY_DIM / CHUNK; ++c) {
+          uvec4 raw[8];
+          [[unroll]] for (uint u = 0u; u < CHUNK_UNITS; ++u) raw[u] = keys[at + u * 64u];
+          at += CHUNK_UNITS * 64u;
+  #if KEY == KV_Q8_0
+          const float d = key_scale(kv_head, tile.row, lane, c / 2u);
+  #endif
+          [[unroll]] for (uint j = 0u; j < CHUNK / 8u; ++j) {
+            float k[8];
+            key_eight(raw, j, k);
+  #if KEY == KV_Q8_0
+            [[unroll]] for (uint i = 0u; i < 8u; ++i) k[i] *= d;
+  #endif
+            [[unroll]] for (uint i = 0u; i < 8u; ++i) [[unroll]] for (uint g = 0u; g < ROW_GROUPS; ++g) {
+              float v[8];
+              query(query0 + (c * CHUNK + j * 8u + i) * ROW_GROUPS + g, v);
+              [[unroll]] for (uint r = 0u; r < 8u; ++r) score[g * 8u + r] += k[i] * v[r];
+            }
           }
         }
-      }
-      // The position of the lane's row; a row sees those from its own back as far as the window reaches.
-      const uint front = t < run.front ? first - run.begin : first + (run.end - run.begin);
-      // Differences of 2^31 and more are those that no window has: of rows of the tile that are not of this run, of lanes beyond it.
-      const bool inside = lane >= tile.lo && lane < tile.hi;
-      const uint position = inside ? front + tile.row + lane : 0x7fffffffu;
-      [[unroll]] for (uint r = 0u; r < R; ++r) {
-        weight[lane * PITCH + r] = limit[r] - position < window ? scored(score[r]) : MASKED;
-      }
-      barrier();
-      float w[R];
-      float larger = most;
-      [[unroll]] for (uint i = 0u; i < R; ++i) {
-        w[i] = weight[(own_slice + i * SLICES) * PITCH + own_row];
-        larger = max(larger, w[i]);
-      }
-      slice[lane] = larger;
-      barrier();
-      [[unroll]] for (uint i = 0u; i < SLICES; ++i) larger = max(larger, slice[i * R + own_row]);
-      const float keep = exp2(most - larger);
-      most = larger;
-      total *= keep;
-      if (lane < R) kept[lane] = keep;
-      [[unroll]] for (uint i = 0u; i < R; ++i) {
-        const float p = exp2(w[i] - larger);
-        total += p;
-        weight[(own_slice + i * SLICES) * PITCH + own_row] = p;
-      }
-      barrier();
-      [[unroll]] for (uint i = 0u; i < 8u; ++i) sum[i] *= kept[row_group * 8u + i];
-      if (split < SPLIT) {
-        const uint from = (kv_head * capacity + tile.row) * VALUE_LANES + element;
-        uint i = tile.lo + split;
-        for (; i + 3u * SPLIT < tile.hi; i += 4u * SPLIT) {
-          vec4 v[4];
-          [[unroll]] for (uint j = 0u; j < 4u; ++j) v[j] = value_at(from + (i + j * SPLIT) * VALUE_LANES);
-          [[unroll]] for (uint j = 0u; j < 4u; ++j) [[unroll]] for (uint k = 0u; k < 8u; ++k) sum[k] += weight[(i + j * SPLIT) * PITCH + row_group * 8u + k] * v[j];
+        // The position of the lane's row; a row sees those from its own back as far as the window reaches.
+        const uint front = t < run.front ? first - run.begin : first + (run.end - run.begin);
+        // Differences of 2^31 and more are those that no window has: of rows of the tile that are not of this run, of lanes beyond it.
+        const bool inside = lane >= tile.lo && lane < tile.hi;
+        const uint position = inside ? front + tile.row + lane : 0x7fffffffu;
+        [[unroll]] for (uint r = 0u; r < R; ++r) {
+          weight[lane * PITCH + r] = limit[r] - position < window ? scored(score[r]) : MASKED;
         }
-        for (; i < tile.hi; i += SPLIT) {
-          const vec4 v = value_at(from + i * VALUE_LANES);
-          [[unroll]] for (uint k = 0u; k < 8u; ++k) sum[k] += weight[i * PITCH + row_group * 8u + k] * v;
+        barrier();
+        float w[R];
+        float larger = most;
+        [[unroll]] for (uint i = 0u; i < R; ++i) {
+          w[i] = weight[(own_slice + i * SLICES) * PITCH + own_row];
+          larger = max(larger, w[i]);
         }
+        slice[lane] = larger;
+        barrier();
+        [[unroll]] for (uint i = 0u; i < SLICES; ++i) larger = max(larger, slice[i * R + own_row]);
+        const float keep = exp2(most - larger);
+        most = larger;
+        total *= keep;
+        if (lane < R) kept[lane] = keep;
+        [[unroll]] for (uint i = 0u; i < R; ++i) {
+          const float p = exp2(w[i] - larger);
+          total += p;
+          weight[(own_slice + i * SLICES) * PITCH + own_row] = p;
+        }
+        barrier();
+        [[unroll]] for (uint i = 0u; i < 8u; ++i) sum[i] *= kept[row_group * 8u + i];
+        if (split < SPLIT) {
+          const uint from = (kv_head * capacity + tile.row) * VALUE_LANES + element;
+          uint i = tile.lo + split;
+          if (again) {
+            [[dont_unroll]] for (; i < tile.hi; i += SPLIT) {
+              const vec4 v = value_at(from + i * VALUE_LANES);
+              [[unroll]] for (uint k = 0u; k < 8u; ++k) {
+                const float p = weight[i * PITCH + row_group * 8u + k];
+                sum[k] += p != 0.0 ? p * v : vec4(0.0);
+              }
+            }
+          }
+          for (; i + 3u * SPLIT < tile.hi; i += 4u * SPLIT) {
+            vec4 v[4];
+            [[unroll]] for (uint j = 0u; j < 4u; ++j) v[j] = value_at(from + (i + j * SPLIT) * VALUE_LANES);
+            [[unroll]] for (uint j = 0u; j < 4u; ++j) [[unroll]] for (uint k = 0u; k < 8u; ++k) sum[k] += weight[(i + j * SPLIT) * PITCH + row_group * 8u + k] * v[j];
+          }
+          for (; i < tile.hi; i += SPLIT) {
+            const vec4 v = value_at(from + i * VALUE_LANES);
+            [[unroll]] for (uint k = 0u; k < 8u; ++k) sum[k] += weight[i * PITCH + row_group * 8u + k] * v;
+          }
+        }
+        barrier();
       }
-      barrier();
+      a = b;
     }
-    a = b;
-  }
+    // A value that is no number counts for the rows that see it, but times 0 it would for all rows of the tile: then once more, with care.
+    if (again) break;
+    bool finite = true;
+    [[unroll]] for (uint i = 0u; i < 8u; ++i) finite = finite && all(lessThan(abs(sum[i]), vec4(uintBitsToFloat(0x7f800000u))));
+    if (!finite) careful = 1u;
+    barrier();
+    again = careful != 0u;
+    barrier();
+  } while (again);
 
   slice[lane] = total;
   barrier();

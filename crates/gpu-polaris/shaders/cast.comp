@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 //@ each FROM,TO = 0,1 0,2 0,3 1,0 1,2 1,3 2,0 2,1 2,3 3,0 3,1 3,2
 // Between f32 (0), f16 (1), bf16 (2) and i32 (3).
 #include "step.glsl"

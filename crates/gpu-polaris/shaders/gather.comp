@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=64
 //@ each WEIGHT = F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K
 // Rows of a table that lies as matrices do, as f32: a thread decodes a block of 32.
 #include "step.glsl"

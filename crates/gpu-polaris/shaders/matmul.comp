@@ -1,7 +1,20 @@
 #version 460
 //@ each WEIGHT = F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K
 //@ each R,C = 1,1 2,1 4,1 2,2 2,4 4,8 3,32
+//@ except WEIGHT=F32 R=4 C=1
+//@ except WEIGHT=F16 R=4 C=1
+//@ except WEIGHT=BF16 R=4 C=1
+//@ gcn4 unit weight 8*R when C=8|32 WEIGHT=F32
+//@ gcn4 unit weight 32*R when C=8|32 WEIGHT=Q5_0|Q5_K|Q6_K
+//@ gcn4 unit weight 16*R when C=8|32
 //@ gcn4 unit weight 32*R
+//@ gcn4 spec 0=64
+//@ gcn4 goal max_valu_per_unit=2.7 min_waves=4 when C=1 WEIGHT=Q4_0
+//@ gcn4 goal max_valu_per_unit=2.4 min_waves=4 when C=1 WEIGHT=Q8_0
+//@ gcn4 goal max_valu_per_unit=2.2 min_waves=4 when C=1 WEIGHT=F16
+//@ gcn4 goal max_valu_per_unit=3.2 min_waves=4 when C=1 WEIGHT=Q4_K
+//@ gcn4 goal max_valu_per_unit=4 min_waves=4 when C=1 WEIGHT=Q5_0|Q5_K|Q6_K
+//@ gcn4 goal min_mac_share=0.82 max_lds_share=0.6 when C=32
 // Y = X·Wᵀ. A lane computes R rows of W (of R tiles of 64) for C rows of X. What is uniform in a wave, X, comes through scalar loads and
 // stays in scalar registers, of which v_mac takes one as operand: no shared memory, no shuffles, no vector registers for X.
 // X lies in tiles of C rows: [tile][k][C]; with C = 1 that is row by row. k is padded to whole blocks with zeros.

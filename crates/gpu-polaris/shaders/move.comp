@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 //@ each WORD = uint uint16_t
 // Runs of words from one place to another: copies, slices, and the parts of a concatenation.
 #include "step.glsl"

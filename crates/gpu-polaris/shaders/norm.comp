@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 // Root-mean-square normalization: a workgroup a row.
 #include "step.glsl"
 #include "reduce.glsl"

@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=64
 //@ each C = 1 2 4 8 32
 // Brings activations into the tiles that matmul reads: [tile of C rows][k][C], k padded with zeros; with their normalization or gating on the way.
 #include "step.glsl"

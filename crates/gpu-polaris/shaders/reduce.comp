@@ -1,4 +1,7 @@
 #version 460
+//@ gcn4 spec 0=256 1=0
+//@ gcn4 spec 0=256 1=1
+//@ gcn4 spec 0=256 1=4
 // Reductions along the last extent: a workgroup a row.
 #include "step.glsl"
 #include "reduce.glsl"

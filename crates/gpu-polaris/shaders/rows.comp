@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 //@ each WORD = uint uint16_t
 // Rows of a value or of a plain table, word by word.
 #include "step.glsl"

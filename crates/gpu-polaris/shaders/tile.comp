@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 //@ each TYPE = 0 1 2
 // A computed matrix of f32 (0), f16 (1) or bf16 (2) in the layout of f32 weights, padded with zeros.
 #include "step.glsl"

@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 // The largest elements of a row, sorted: a workgroup a row. A radix selection over keys of 64 bits (the value in an order of unsigned
 // integers, then the index from behind) finds the last of the k, so that there are no ties; what is not below it is sorted in shared memory.
 #include "step.glsl"

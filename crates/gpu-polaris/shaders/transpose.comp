@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 //@ each WORD = uint uint16_t
 #include "step.glsl"
 layout(constant_id = 1) const uint RANK = 2;

@@ -1,4 +1,5 @@
 #version 460
+//@ gcn4 spec 0=256
 #include "step.glsl"
 #include "activation.glsl"
 layout(constant_id = 1) const uint FUNCTION = 0;

@@ -244,6 +244,22 @@ fn tiles_of_rows_agree_with_rows_of_several_slots_among_them() {
 }
 
 #[test]
+fn values_that_are_no_numbers_reach_only_the_rows_that_see_them() {
+    for (i, dtype) in [DType::F16, DType::F32].into_iter().enumerate() {
+        for (bad, window) in [(f32::NAN, None), (f32::INFINITY, None), (f32::NAN, Some(6))] {
+            let shape = Shape { dtype, kv_heads: 1, window, ..PLAIN };
+            let schedule: Schedule = &[&[(0, 9), (1, 4), (0, 9)], &[(1, 3), (2, 20), (0, 2)]];
+            let mut case = case(shape, schedule, 900 + i as u64);
+            let mut values = case.steps[0][2].to_vec::<f32>().expect("f32 values");
+            // Row 5, of slot 0, and row 11, of slot 1.
+            (values[5 * shape.v_dim + 3], values[11 * shape.v_dim + 40]) = (bad, bad);
+            case.steps[0][2] = Tensor::from_slice(&[22, 1, shape.v_dim], &values).expect("values");
+            check_graphics(&case);
+        }
+    }
+}
+
+#[test]
 fn queries_and_keys_that_are_turned_on_their_way_agree() {
     let rope = |interleaved, rotary_dims| {
         Some(RotaryEmbedding { interleaved, rotary_dims, theta: 10_000.0, scaling: RopeScaling::None })

@@ -175,7 +175,9 @@ impl Compiler<'_> {
         let nodes = self.graph.nodes();
         let read = self.sole_reader(token).is_some_and(|reader| matches!(nodes[reader].op, Op::Attention(_)));
         // Effects stay in order: nobody else touches the state meanwhile.
-        let own = |id: &Option<ValueId>| id.is_none_or(|id| id == token || self.graph.value(id).ty != ValueType::Token(op.state));
+        let own = |id: &Option<ValueId>| {
+            id.is_none_or(|id| id == token || self.graph.value(id).ty != ValueType::Token(op.state))
+        };
         let alone = nodes.iter().enumerate().all(|(at, node)| match &node.op {
             Op::StateWrite(other) => at == i || other.state != op.state,
             _ => node.inputs.iter().all(own),
@@ -293,7 +295,8 @@ impl Compiler<'_> {
         for (binding, turn) in tables.into_iter().filter_map(|(binding, turn)| Some((binding, turn?))) {
             dispatch = dispatch.read(binding, turn.table);
         }
-        let sources = [(5, queries.map(|job| job.from)), (6, keys.map(|job| job.from)), (7, values.map(|job| job.from))];
+        let sources =
+            [(5, queries.map(|job| job.from)), (6, keys.map(|job| job.from)), (7, values.map(|job| job.from))];
         for (binding, from) in sources.into_iter().filter_map(|(binding, from)| Some((binding, from?))) {
             dispatch = dispatch.read(binding, from);
         }
