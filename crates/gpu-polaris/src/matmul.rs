@@ -3,7 +3,7 @@
 use core_tensor::{BackendError, Dim, ValueId};
 
 use crate::compile::Compiler;
-use crate::layout::BLOCK;
+use crate::layout::{BLOCK, Format};
 use crate::plan::{Access, Dispatch, Memory};
 use crate::step::{Grid, product};
 use crate::weights::{Chunk, Matrix};
@@ -38,9 +38,11 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// The kernel for a matrix of so many tiles and blocks. A card is kept busy by `waves` waves; more than the tiles give come from parts of k.
-    pub(crate) fn new(columns: usize, tiles: usize, blocks: usize, paired: bool, waves: usize) -> Shape {
+    pub(crate) fn new(format: Format, columns: usize, tiles: usize, blocks: usize, paired: bool, waves: usize) -> Shape {
+        // Blocks of floats take so many registers that two rows of them are enough.
+        let narrow = !matches!(format, Format::F32 | Format::F16 | Format::BF16);
         let rows = match columns {
-            1 if tiles >= 4 * waves => 4,
+            1 if tiles >= 4 * waves && narrow => 4,
             1 if paired || tiles >= 2 => 2,
             1 => 1,
             2 | 4 => 2,
@@ -71,7 +73,7 @@ impl Compiler<'_> {
         y: Memory,
     ) -> Result<(), BackendError> {
         let tiles = matrix.tiles();
-        let shape = Shape::new(columns, tiles, matrix.blocks, matrix.paired, self.target_waves);
+        let shape = Shape::new(matrix.format, columns, tiles, matrix.blocks, matrix.paired, self.target_waves);
         let shader = format!("matmul.{}.{}x{}", matrix.format.name(), shape.rows, shape.columns);
         // Both sides of a pair that is not gated here lie side by side, tile by tile.
         let stored = if matrix.paired && epilogue.gated == 0 { tiles * 64 } else { matrix.rows };
@@ -150,7 +152,7 @@ impl Compiler<'_> {
         y: Memory,
     ) -> Result<(), BackendError> {
         let tiles = n.clone().div_ceil(64.into());
-        let shape = Shape::new(columns, 2, 1, false, 1);
+        let shape = Shape::new(Format::F32, columns, 2, 1, false, 1);
         let shader = format!("matmul.f32.{}x{}", shape.rows, shape.columns);
         let words: Vec<u32> = [n, n, rows, blocks, &tiles].map(|dim| self.values.word(dim)).into();
         let column_tiles = rows.clone().div_ceil(columns.into());
@@ -170,5 +172,41 @@ impl Compiler<'_> {
             .work(work);
         self.emit(dispatch);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_has_its_shaders() {
+        let formats = [
+            Format::F32,
+            Format::F16,
+            Format::BF16,
+            Format::Q8_0,
+            Format::Q4_0,
+            Format::Q4_1,
+            Format::Q5_0,
+            Format::Q5_1,
+            Format::Q4K,
+            Format::Q5K,
+            Format::Q6K,
+        ];
+        for format in formats {
+            for rows in [0, 1, 2, 3, 4, 5, 8, 9, 32, 512] {
+                for tiles in [1, 2, 3, 64, 768, 4_096] {
+                    for (paired, waves) in [(false, 4), (true, 512)] {
+                        let shape = Shape::new(format, columns(rows), tiles, 18, paired, waves);
+                        let name = format!("matmul.{}.{}x{}", format.name(), shape.rows, shape.columns);
+                        assert!(crate::shader::words(&name).is_some(), "{name}");
+                        assert!(shape.columns >= rows.min(32) && shape.threads <= 512);
+                        // Of a gated pair a lane has both sides, where they are joined.
+                        assert!(!paired || shape.columns == 32 || shape.rows.is_multiple_of(2), "{name}");
+                    }
+                }
+            }
+        }
     }
 }
