@@ -348,7 +348,8 @@ impl Compared {
 fn comparison(checks: &[Check]) -> String {
     let mut text = "llama.cpp, its shaders' instructions put into the same arithmetic\n\n".to_owned();
     for check in checks.iter().map(Compared::new) {
-        let range = if check.low < check.high { format!("({:.1} to {:.1})", check.low, check.high) } else { String::new() };
+        let range =
+            if check.low < check.high { format!("({:.1} to {:.1})", check.low, check.high) } else { String::new() };
         let fitted = if check.fitted { "  fitted to this" } else { "" };
         let _ = writeln!(
             text,

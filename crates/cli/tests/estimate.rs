@@ -31,7 +31,8 @@ fn every_context_has_speeds_and_memory_that_grows_with_it() {
             assert!(speed("tokens_per_second") <= speed("high"), "{row}");
             assert!(!row[phase]["kernels"].as_array().unwrap().is_empty(), "{row}");
         }
-        let sum: u64 = ["weights_bytes", "states_bytes", "working_bytes"].map(|key| row[key].as_u64().unwrap()).iter().sum();
+        let sum: u64 =
+            ["weights_bytes", "states_bytes", "working_bytes"].map(|key| row[key].as_u64().unwrap()).iter().sum();
         assert_eq!(row["total_bytes"], sum);
     }
 }
@@ -41,7 +42,8 @@ fn the_table_names_the_card_and_verbose_its_kernels() {
     let folder = Folder::new();
     let model = folder.tiny_model();
     let text = polaris(&["estimate", "-m", &model, "--device", "RX 570", "-v"]).succeeded();
-    for part in ["Radeon RX 570", "32 compute units", "Predicted, not measured", "matmul.f32", "a token at context 256"] {
+    for part in ["Radeon RX 570", "32 compute units", "Predicted, not measured", "matmul.f32", "a token at context 256"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -50,7 +52,8 @@ fn the_table_names_the_card_and_verbose_its_kernels() {
 fn a_context_that_does_not_fit_is_said_not_to() {
     let folder = Folder::new();
     let model = folder.tiny_model();
-    let estimate = |more: &[&str]| json(&[&["estimate", "-m", &model, "--json", "--context", "30000000"], more].concat());
+    let estimate =
+        |more: &[&str]| json(&[&["estimate", "-m", &model, "--json", "--context", "30000000"], more].concat());
     assert_eq!(estimate(&["--memory", "1"])["contexts"][0]["fits"], false);
     assert_eq!(estimate(&["--memory", "8"])["contexts"][0]["fits"], true);
 }

@@ -78,18 +78,22 @@ fn figure(row: &Value) -> Option<Figure> {
     Some(Figure { waves, main: main_loop(row) })
 }
 
+/// Part of a loop's instructions that multiply and add, from which on they count as its work where the source declares none.
+const MULTIPLIES: f64 = 0.2;
+
 fn main_loop(row: &Value) -> Option<Loop> {
     let counts = row["loop"].as_array()?;
     let count = |i: usize| counts.get(i).and_then(Value::as_f64);
-    let unit = match row["unit"].as_str()? {
-        "weight" => Unit::Weight,
-        "mac" => Unit::MultiplyAdd,
+    let (all, macs) = (count(0)?, count(1)?);
+    let (unit, units) = match (row["unit"].as_str(), row["units_per_trip"].as_f64()) {
+        (Some("weight"), Some(units)) => (Unit::Weight, units),
+        (Some("mac"), Some(units)) => (Unit::MultiplyAdd, units),
+        _ if macs >= MULTIPLIES * all => (Unit::MultiplyAdd, macs),
         _ => return None,
     };
-    let units = row["units_per_trip"].as_f64().filter(|units| *units > 0.0)?;
-    let vector = row["vector_clocks"].as_f64().filter(|clocks| *clocks > 0.0)?;
+    let vector = row["vector_clocks"].as_f64().filter(|clocks| *clocks > 0.0 && units > 0.0)?;
     let lds = row["lds_share"].as_f64().unwrap_or(0.0);
-    Some(Loop { units, unit, macs: count(1)?, vector_clocks: vector * lds.max(1.0), issue_clocks: count(0)? * 4.0 })
+    Some(Loop { units, unit, macs, vector_clocks: vector * lds.max(1.0), issue_clocks: all * 4.0 })
 }
 
 impl Loop {
@@ -117,6 +121,8 @@ mod tests {
 
     const FILE: &str = r#"{"driver": "d", "rows": [
         {"name": "a", "waves": 4, "unit": "weight", "units_per_trip": 96, "loop": [1893,1536,51,51,164,73,0,0,18], "vector_clocks": 6552},
+        {"name": "e", "waves": 4, "loop": [362,256,16,2,43,34,2,0,9], "vector_clocks": 1096},
+        {"name": "f", "waves": 4, "loop": [277,9,15,75,158,4,0,9,7], "vector_clocks": 528},
         {"name": "b@0=64", "waves": 2},
         {"name": "b@0=256,1=4", "waves": 8},
         {"name": "broken", "waves": "many"}, 7
@@ -128,6 +134,13 @@ mod tests {
         let main = figures.find("a", &[]).and_then(|figure| figure.main).expect("a loop");
         assert_eq!(main.work(32.0), 1536.0);
         assert_eq!(main.issue_clocks, 1893.0 * 4.0);
+    }
+
+    #[test]
+    fn where_no_unit_is_declared_a_loop_of_multiply_adds_is_its_own_unit() {
+        let figures = Figures::read(FILE);
+        let units = |name: &str| figures.find(name, &[]).and_then(|figure| figure.main).map(|main| main.work(1.0));
+        assert_eq!((units("e"), units("f")), (Some(256.0), None));
     }
 
     #[test]

@@ -202,7 +202,15 @@ pub fn validate() -> Vec<Check> {
         for (what, work, mhz, measured, fitted) in kernels {
             let predicted = Model::new(card, mhz).kernel(&work).seconds * 1e6;
             let range = (predicted, predicted);
-            checks.push(Check { card: card.title, what, quantity: Quantity::Kernel, measured, predicted, range, fitted });
+            checks.push(Check {
+                card: card.title,
+                what,
+                quantity: Quantity::Kernel,
+                measured,
+                predicted,
+                range,
+                fitted,
+            });
         }
     }
     checks

@@ -155,8 +155,12 @@ impl Estimator {
             let unsupported = |reason: String| core_tensor::StateError::Unsupported { name: decl.name.clone(), reason };
             let capacity = decl.capacity.eval(bounds).map_err(core_tensor::GraphError::from)?;
             let place = StatePlace::new(decl, capacity, roles(&self.graph, id).0).map_err(unsupported)?;
-            let rows = place.slot_bytes().ok_or_else(|| unsupported("its size overflows".into()))?;
-            states = states.saturating_add((rows + place.scale_bytes()) as u64);
+            let rows = place.slot_bytes().ok_or_else(|| unsupported("its size overflows".into()))? as u64;
+            let most = self.card.target().limits.max_range;
+            if rows > most {
+                return Err(unsupported(format!("its {rows} bytes do not fit a range of {most}")).into());
+            }
+            states = states.saturating_add(rows).saturating_add(place.scale_bytes() as u64);
         }
         let working = steps.iter().map(|step| step.working).max().unwrap_or(0);
         Ok(Memory { weights: self.weights.arenas.iter().sum(), states, working })

@@ -172,12 +172,13 @@ impl<'a> Works<'a> {
     /// Kernels that go over elements, rows or blocks once.
     fn elements(&self, dispatch: &Dispatch, family: &str, waves: f64, occupancy: f64) -> Work {
         let sizes = dispatch.operands.iter().filter(|operand| {
-            // Of a table only some rows are read, of a state's memory only the step's are written: as many as there are on the other side.
-            !(family == "gather" && matches!(operand.memory, Memory::Weights(_))) && !matches!(operand.memory, Memory::State(_))
+            // Of a table only as many rows are read as come out; what is written to a state is small beside what is read for it.
+            !(family == "gather" && matches!(operand.memory, Memory::Weights(_)))
+                && !matches!(operand.memory, Memory::State(_))
         });
         let sizes: Vec<f64> = sizes.map(|operand| self.bytes(operand.memory)).collect();
         let moved = sizes.iter().sum::<f64>();
-        let bytes = if matches!(family, "gather" | "state") { 2.0 * moved } else { moved };
+        let bytes = if family == "gather" { 2.0 * moved } else { moved };
         let elements = sizes.iter().copied().fold(0.0, f64::max) / 4.0;
         let per_lane = (elements / (waves * 64.0)).ceil().max(1.0);
         let vector_clocks = per_lane * ELEMENT * 4.0;
