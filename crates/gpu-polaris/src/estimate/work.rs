@@ -173,8 +173,8 @@ impl<'a> Works<'a> {
     fn elements(&self, dispatch: &Dispatch, family: &str, waves: f64, occupancy: f64) -> Work {
         let sizes = dispatch.operands.iter().filter(|operand| {
             // Of a table only as many rows are read as come out; what is written to a state is small beside what is read for it.
-            !(family == "gather" && matches!(operand.memory, Memory::Weights(_)))
-                && !matches!(operand.memory, Memory::State(_))
+            let table = family == "gather" && matches!(operand.memory, Memory::Weights(_));
+            !table && !matches!(operand.memory, Memory::State(_))
         });
         let sizes: Vec<f64> = sizes.map(|operand| self.bytes(operand.memory)).collect();
         let moved = sizes.iter().sum::<f64>();
