@@ -119,7 +119,7 @@ fn a_weight_whose_single_tile_is_too_large_is_refused_by_its_name_and_size() {
     let y = graph.add("y", Op::MatMul(MatMul { transpose_b: true }), &[x, w]).unwrap();
     graph.output(y);
     let loaded = backend.load_weights(&Arc::new(graph), &mut |_, _| ControlFlow::Continue(()));
-    let text = loaded.map(drop).err().expect("a tile has 262144 bytes").to_string();
+    let text = loaded.map(drop).expect_err("a tile has 262144 bytes").to_string();
     assert!(text.contains("\"long\"") && text.contains("262144") && text.contains("65536"), "{text}");
     assert_eq!(backend.gpu().allocated(), 0);
 }
