@@ -140,7 +140,9 @@ fn greedy_continuations_are_those_of_llama_cpp() {
             for (i, (token, reference)) in tokens.iter().zip(reference).enumerate() {
                 let gap = expected["gaps"][i].as_f64().unwrap();
                 if token != reference && gap < lead {
-                    println!("{device}, {activations}: {prompt:?}: {token} instead of {reference} at {i}, whose lead is {gap}");
+                    println!(
+                        "{device}, {activations}: {prompt:?}: {token} instead of {reference} at {i}, whose lead is {gap}"
+                    );
                     break;
                 }
                 assert_eq!(token, reference, "{device}, {activations}: {prompt:?} at {i}, whose lead is {gap}");

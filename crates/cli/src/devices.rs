@@ -82,7 +82,10 @@ fn as_text(devices: &Devices) -> String {
     for device in &devices.vulkan {
         let Device { device: number, name, kind, driver, api, memory_bytes, subgroup_size, refusal } = device;
         let memory = bytes(*memory_bytes);
-        let _ = writeln!(text, "{number:<10} {name} ({kind}, {memory}, subgroups of {subgroup_size}); {driver}, Vulkan {api}");
+        let _ = writeln!(
+            text,
+            "{number:<10} {name} ({kind}, {memory}, subgroups of {subgroup_size}); {driver}, Vulkan {api}"
+        );
         if let Some(refusal) = refusal {
             let _ = writeln!(text, "{:<10}   cannot be used: {refusal}", "");
         }

@@ -41,7 +41,9 @@ pub enum BackendError {
         bytes: usize,
     },
     /// There is no memory on a device.
-    #[error("{device}: no memory for {bytes} bytes of {what}: {free} bytes are free, one allocation may have {largest}")]
+    #[error(
+        "{device}: no memory for {bytes} bytes of {what}: {free} bytes are free, one allocation may have {largest}"
+    )]
     NoDeviceMemory {
         /// The device.
         device: String,

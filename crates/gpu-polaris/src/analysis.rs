@@ -93,7 +93,9 @@ impl Analysis {
 fn pairs(graph: &Graph, readers: &[Vec<usize>]) -> BTreeMap<ValueId, (ValueId, ValueId)> {
     let mut pairs = BTreeMap::new();
     for (i, node) in graph.nodes().iter().enumerate() {
-        let (Op::GatedActivation(_), Some(gate), Some(up)) = (&node.op, input(node, 0), input(node, 1)) else { continue };
+        let (Op::GatedActivation(_), Some(gate), Some(up)) = (&node.op, input(node, 0), input(node, 1)) else {
+            continue;
+        };
         let product = |id: ValueId| {
             if readers[id.index()] != [i] {
                 return None;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use core_tensor::{
-    Backend, BackendError, Bindings, DeviceMemory, Graph, Node, Program, Progress, Session, Weights,
-};
+use core_tensor::{Backend, BackendError, Bindings, DeviceMemory, Graph, Node, Program, Progress, Session, Weights};
 
 use crate::compile;
 use crate::session::GpuSession;

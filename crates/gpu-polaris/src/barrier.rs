@@ -62,14 +62,14 @@ mod tests {
         let b = || span(0, 16..32);
         let other = || span(1, 0..16);
         let commands = [
-            touched(&[], &[a()]),      // writes a
-            touched(&[], &[b()]),      // beside it
-            touched(&[a()], &[other()]), // reads a: barrier
-            touched(&[b()], &[]),      // b was written before that barrier
-            touched(&[other()], &[]),  // reads what came after it: barrier
-            touched(&[], &[a()]),      // nobody touched a since
-            touched(&[], &[a()]),      // write after write: barrier
-            touched(&[a()], &[a()]),   // in place: barrier
+            touched(&[], &[a()]),           // writes a
+            touched(&[], &[b()]),           // beside it
+            touched(&[a()], &[other()]),    // reads a: barrier
+            touched(&[b()], &[]),           // b was written before that barrier
+            touched(&[other()], &[]),       // reads what came after it: barrier
+            touched(&[], &[a()]),           // nobody touched a since
+            touched(&[], &[a()]),           // write after write: barrier
+            touched(&[a()], &[a()]),        // in place: barrier
             touched(&[span(0, 8..9)], &[]), // a byte of it: barrier
             touched(&[], &[span(0, 0..9)]), // write after read: barrier
         ];

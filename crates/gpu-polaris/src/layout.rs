@@ -4,7 +4,9 @@
 //! the 64 rows of the tile side by side: a wave whose lanes are rows reads runs of 1024 bytes. Scales, fifth bits and the scales of
 //! super-blocks lie in arrays of their own, in the same order. Everything that a file stores is there, nothing is rounded.
 
-use core_tensor::block::{BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, unpack_scales_and_mins};
+use core_tensor::block::{
+    BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, unpack_scales_and_mins,
+};
 use core_tensor::{BlockFormat, DType};
 
 /// Rows of a tile: the lanes of a wave on GCN.
@@ -223,9 +225,8 @@ pub(crate) fn pack_row(format: Format, bytes: &[u8], lane: usize, tile: &mut Til
                 tile.supers(s, lane, bytemuck::bytes_of(&[block.d, block.dmin]));
                 let (scales, mins) = unpack_scales_and_mins(&block.scales);
                 for (j, (scale, least)) in scales.into_iter().zip(mins).enumerate() {
-                    let q: [u8; 32] = std::array::from_fn(|i| {
-                        nibble(block.qs[j / 2 * 32 + i], j % 2) | (block.qh[i] >> j & 1) << 4
-                    });
+                    let q: [u8; 32] =
+                        std::array::from_fn(|i| nibble(block.qs[j / 2 * 32 + i], j % 2) | (block.qh[i] >> j & 1) << 4);
                     tile.nibbles(s * 8 + j, lane, &q);
                     tile.fifth_bits(s * 8 + j, lane, &q);
                     tile.scale(s * 8 + j, lane, &[scale, least]);

@@ -38,7 +38,14 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// The kernel for a matrix of so many tiles and blocks. A card is kept busy by `waves` waves; more than the tiles give come from parts of k.
-    pub(crate) fn new(format: Format, columns: usize, tiles: usize, blocks: usize, paired: bool, waves: usize) -> Shape {
+    pub(crate) fn new(
+        format: Format,
+        columns: usize,
+        tiles: usize,
+        blocks: usize,
+        paired: bool,
+        waves: usize,
+    ) -> Shape {
         // Blocks of floats take so many registers that two rows of them are enough.
         let narrow = !matches!(format, Format::F32 | Format::F16 | Format::BF16);
         let rows = match columns {

@@ -138,7 +138,8 @@ impl GpuProgram {
         let block = StepBlock { values, inputs, ropes, len: len.next_multiple_of(align) };
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut program = GpuProgram { parts, id, block, readback, readback_len, row_inputs, barriers: Vec::new() };
-        let touched: Vec<Touched> = program.parts.dispatches.iter().map(|dispatch| touched(dispatch, |m| program.place(m))).collect();
+        let touched: Vec<Touched> =
+            program.parts.dispatches.iter().map(|dispatch| touched(dispatch, |m| program.place(m))).collect();
         program.barriers = barriers(touched.iter());
         Ok(program)
     }
@@ -323,7 +324,8 @@ impl GpuProgram {
     /// What a kernel has to tell, as an error.
     fn status(recording: &mut Recording) -> Result<(), BackendError> {
         let bytes = recording.readback.bytes();
-        let word = |i: usize| bytes[4 * i..4 * i + 4].iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        let word =
+            |i: usize| bytes[4 * i..4 * i + 4].iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
         if word(0) == 0 {
             return Ok(());
         }

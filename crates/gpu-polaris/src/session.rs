@@ -4,9 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use core_tensor::{
-    BackendError, Bindings, Graph, Session, SlotSnapshot, Slots, StateError, StateId, StateRows,
-};
+use core_tensor::{BackendError, Bindings, Graph, Session, SlotSnapshot, Slots, StateError, StateId, StateRows};
 
 use crate::compile::roles;
 use crate::program::Recording;
@@ -41,7 +39,12 @@ impl GpuSession {
     ///
     /// # Errors
     /// When a capacity is unbound, kernels do not know a type, or there is no memory.
-    pub(crate) fn new(gpu: &Arc<Gpu>, graph: &Graph, slots: usize, bounds: &Bindings) -> Result<GpuSession, BackendError> {
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        graph: &Graph,
+        slots: usize,
+        bounds: &Bindings,
+    ) -> Result<GpuSession, BackendError> {
         let mut states = Vec::new();
         let mut clears = Vec::new();
         for (id, decl) in graph.state_ids().zip(graph.states()) {
@@ -162,7 +165,9 @@ impl Session for GpuSession {
         let mut commands = Vec::new();
         for state in &self.states {
             let scales = state.scales.as_ref().map(|buffer| (buffer, state.place.scale_bytes()));
-            for (buffer, bytes) in [Some((&state.rows, state.place.slot_bytes().unwrap_or(0))), scales].into_iter().flatten() {
+            for (buffer, bytes) in
+                [Some((&state.rows, state.place.slot_bytes().unwrap_or(0))), scales].into_iter().flatten()
+            {
                 let bytes = bytes as u64;
                 let slot = |slot: usize| buffer.exact(slot as u64 * bytes, bytes).map_err(device);
                 commands.push(Command::Copy { from: slot(from)?, to: slot(to)? });

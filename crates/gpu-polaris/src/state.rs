@@ -27,8 +27,9 @@ impl StatePlace {
     /// When kernels do not know its type or rows.
     pub(crate) fn new(decl: &StateDecl, capacity: usize, keys: bool) -> Result<StatePlace, String> {
         let [heads, dim] = decl.row[..] else { return Err("its rows are not [heads, head_dim]".into()) };
-        let units = units(decl.dtype, dim)
-            .ok_or_else(|| format!("rows of {dim} elements of {} (f32, f16 and whole blocks of q8_0 can be kept)", decl.dtype))?;
+        let units = units(decl.dtype, dim).ok_or_else(|| {
+            format!("rows of {dim} elements of {} (f32, f16 and whole blocks of q8_0 can be kept)", decl.dtype)
+        })?;
         if decl.window.is_some_and(|window| window > capacity || window == 0) || capacity == 0 {
             return Err(format!("a capacity of {capacity} for a window of {:?}", decl.window));
         }

@@ -136,7 +136,11 @@ impl GpuWeights {
     ///
     /// # Errors
     /// When a weight cannot be read or held, or `progress` cancels.
-    pub(crate) fn load(gpu: &Arc<Gpu>, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<GpuWeights, BackendError> {
+    pub(crate) fn load(
+        gpu: &Arc<Gpu>,
+        graph: &Arc<Graph>,
+        progress: &mut Progress<'_>,
+    ) -> Result<GpuWeights, BackendError> {
         let plan = WeightPlan::new(gpu.name(), gpu.limits(), graph)?;
         let allocate = |bytes: &u64| DeviceBuffer::new(gpu, "weights", *bytes).map(Arc::new);
         let arenas = plan.arenas.iter().map(allocate).collect::<Result<Vec<_>, _>>()?;

@@ -121,7 +121,8 @@ pub fn open(options: &BackendOptions) -> Result<Opened, Error> {
 #[cfg(feature = "vulkan")]
 fn pipeline_cache() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = folder("XDG_CACHE_HOME").or_else(|| folder("LOCALAPPDATA")).or_else(|| Some(folder("HOME")?.join(".cache")));
+    let base =
+        folder("XDG_CACHE_HOME").or_else(|| folder("LOCALAPPDATA")).or_else(|| Some(folder("HOME")?.join(".cache")));
     base.map(|base| base.join("polaris"))
 }
 

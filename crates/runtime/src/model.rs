@@ -54,8 +54,14 @@ pub struct Model {
     /// The graph with some of its outputs.
     partial: Mutex<BTreeMap<Vec<usize>, Arc<Graph>>>,
     /// By the bounds of the bucketed symbols, in the options' order, and the outputs.
-    programs: Mutex<BTreeMap<(Vec<usize>, Vec<usize>), Arc<dyn Program>>>,
+    programs: Mutex<BTreeMap<ProgramKey, Arc<dyn Program>>>,
 }
+
+/// Bounds of the bucketed symbols, and numbers of outputs.
+type ProgramKey = (Vec<usize>, Vec<usize>);
+
+/// A backend with what a model will take there.
+type Choice = (Arc<dyn Backend>, MemoryReport);
 
 /// What a model takes and where, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,11 +116,21 @@ impl Model {
             bounds.set(symbol, extent);
         }
         let estimate = estimate(&graph, options.slots, &bounds)?;
-        let (backend, report, passed_over) = choose(&graph, backends, estimate)?;
+        let ((backend, report), passed_over) = choose(&graph, backends, estimate)?;
         tracing::debug!(graph = graph.name(), %report, %passes, "loading");
         let graph = Arc::new(graph);
         let weights = backend.load_weights(&graph, progress).map_err(|e| failed(&*backend, e))?;
-        Ok(Model { graph, backend, weights, options, report, passes, passed_over, partial: Mutex::default(), programs: Mutex::default() })
+        Ok(Model {
+            graph,
+            backend,
+            weights,
+            options,
+            report,
+            passes,
+            passed_over,
+            partial: Mutex::default(),
+            programs: Mutex::default(),
+        })
     }
 
     /// The graph after the passes.
@@ -255,7 +271,7 @@ fn choose(
     graph: &Graph,
     backends: &[Arc<dyn Backend>],
     estimate: MemoryEstimate,
-) -> Result<(Arc<dyn Backend>, MemoryReport, Vec<String>), RuntimeError> {
+) -> Result<(Choice, Vec<String>), RuntimeError> {
     let mut passed_over = Vec::new();
     let mut last = RuntimeError::NoBackend;
     for backend in backends {
@@ -267,7 +283,7 @@ fn choose(
         }
         let report = MemoryReport { estimate, backend: backend.name().to_owned(), device: backend.memory() };
         if report.estimate.fits(&report.device) {
-            return Ok((backend.clone(), report, passed_over));
+            return Ok(((backend.clone(), report), passed_over));
         }
         last = no_memory(graph, &report);
         passed_over.push(last.to_string());

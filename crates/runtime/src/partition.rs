@@ -9,9 +9,7 @@ const NAMED: usize = 3;
 pub(crate) fn refusals(graph: &Graph, backend: &dyn Backend) -> Vec<String> {
     let refused = graph.nodes().iter().filter_map(|node| Some((node, backend.supports(graph, node).err()?)));
     let mut refused: Vec<String> = refused
-        .map(|(node, reason)| {
-            format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name())
-        })
+        .map(|(node, reason)| format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name()))
         .collect();
     let more = refused.len().saturating_sub(NAMED);
     if more > 0 {

@@ -115,7 +115,10 @@ impl Case {
                 Err(error) => panic!("{name}: {error}\n{}", self.graph.to_text()),
             };
             if candidate.flushes_subnormals {
-                let (found, reference) = (found.iter().map(flushed).collect::<Vec<_>>(), reference.iter().map(flushed));
+                let (found, reference) = (
+                    found.iter().map(|step| flushed(step)).collect::<Vec<_>>(),
+                    reference.iter().map(|step| flushed(step)),
+                );
                 self.compare(&name, &found, &reference.collect::<Vec<_>>(), self.tolerance);
                 continue;
             }
@@ -139,7 +142,7 @@ impl Case {
 }
 
 /// A step's outputs with zeros for numbers that f32 holds with fewer bits: Vulkan leaves it to the device whether it has such numbers.
-fn flushed(outputs: &Vec<Tensor>) -> Vec<Tensor> {
+fn flushed(outputs: &[Tensor]) -> Vec<Tensor> {
     let flush = |tensor: &Tensor| {
         if tensor.dtype() != DType::F32 {
             return tensor.clone();

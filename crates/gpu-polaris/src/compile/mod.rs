@@ -128,7 +128,8 @@ pub(crate) fn plan(
             compiler.node(i)?;
         }
     }
-    let outputs = graph.outputs().iter().enumerate().map(|(i, id)| compiler.output(i, *id)).collect::<Result<_, _>>()?;
+    let outputs =
+        graph.outputs().iter().enumerate().map(|(i, id)| compiler.output(i, *id)).collect::<Result<_, _>>()?;
     compiler.finish(largest, outputs, guards)
 }
 
@@ -271,9 +272,11 @@ impl Compiler<'_> {
         let computed = matches!(self.graph.value(root).source, ValueSource::Node);
         let waits = |reader: usize| self.graph.nodes().get(reader).is_some_and(|node| self.waits(node));
         computed
-            && self.graph.value_ids().filter(|v| self.root[v.index()] == root).all(|v| {
-                self.readers[v.index()].iter().all(|reader| *reader <= i && !waits(*reader))
-            })
+            && self
+                .graph
+                .value_ids()
+                .filter(|v| self.root[v.index()] == root)
+                .all(|v| self.readers[v.index()].iter().all(|reader| *reader <= i && !waits(*reader)))
     }
 
     fn waits(&self, node: &Node) -> bool {
@@ -289,7 +292,12 @@ impl Compiler<'_> {
     }
 
     /// The table of cosines and sines for an embedding over positions.
-    pub(crate) fn rope_table(&mut self, op: RotaryEmbedding, positions: ValueId, factors: Option<ValueId>) -> Result<Memory, BackendError> {
+    pub(crate) fn rope_table(
+        &mut self,
+        op: RotaryEmbedding,
+        positions: ValueId,
+        factors: Option<ValueId>,
+    ) -> Result<Memory, BackendError> {
         let input = self.graph.inputs().iter().position(|input| *input == positions);
         let positions = input.ok_or(BackendError::Mismatch("positions and inputs"))?;
         let known = self.ropes.iter().position(|t| t.op == op && t.positions == positions && t.factors_of == factors);

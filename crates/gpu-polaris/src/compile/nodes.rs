@@ -108,7 +108,14 @@ impl Compiler<'_> {
                 let run = Dim::Num(op.end - op.start).mul(inner.clone());
                 let stride = shape[axis].clone().mul(inner.clone());
                 let first = Dim::Num(op.start).mul(inner);
-                self.runs(name, x, y, (product(&shape[..axis]).mul(run.clone()), run.clone()), (first, stride), (0.into(), run))?;
+                self.runs(
+                    name,
+                    x,
+                    y,
+                    (product(&shape[..axis]).mul(run.clone()), run.clone()),
+                    (first, stride),
+                    (0.into(), run),
+                )?;
             }
             Op::Concat(op) => {
                 let (_, shape) = self.tensor(y)?;

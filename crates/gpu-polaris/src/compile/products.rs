@@ -103,7 +103,14 @@ impl Compiler<'_> {
         self.pack(name, 2, unary_code(op.activation), (&rows, &k, &k), from, columns, to)
     }
 
-    fn pack_pair(&mut self, name: &str, i: usize, both: Memory, columns: usize, to: Memory) -> Result<(), BackendError> {
+    fn pack_pair(
+        &mut self,
+        name: &str,
+        i: usize,
+        both: Memory,
+        columns: usize,
+        to: Memory,
+    ) -> Result<(), BackendError> {
         let node = &self.graph.nodes()[i];
         let Op::GatedActivation(op) = node.op else { return Err(BackendError::Mismatch("activation and node")) };
         let (rows, k) = self.rows(node.outputs[0])?;
@@ -256,9 +263,11 @@ impl Compiler<'_> {
         let memory = self.memory(residual);
         // Nothing may read the old contents afterwards but this kernel, element by element.
         let dies = self.dies_at(residual, reader)
-            && self.graph.value_ids().filter(|v| self.root[v.index()] == root).all(|v| {
-                self.readers[v.index()].iter().all(|r| *r == reader || *r < i)
-            });
+            && self
+                .graph
+                .value_ids()
+                .filter(|v| self.root[v.index()] == root)
+                .all(|v| self.readers[v.index()].iter().all(|r| *r == reader || *r < i));
         if dies {
             self.root[sum.index()] = root;
         }

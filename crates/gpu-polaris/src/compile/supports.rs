@@ -101,7 +101,11 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         | Op::ArgMax(_)
         | Op::Cast(_) => Ok(()),
         Op::TopK(op) => {
-            if op.k <= crate::reduce::LARGEST_K { Ok(()) } else { Err(format!("kernels find {} at most", crate::reduce::LARGEST_K)) }
+            if op.k <= crate::reduce::LARGEST_K {
+                Ok(())
+            } else {
+                Err(format!("kernels find {} at most", crate::reduce::LARGEST_K))
+            }
         }
         Op::Custom(_) => Err("a user's operator runs on the processor".into()),
     }
@@ -119,7 +123,11 @@ fn words(dtype: Option<DType>) -> Result<(), String> {
 /// Whether positions and slots are inputs: the host checks them before a step.
 fn given(graph: &Graph, positions: Option<ValueId>, slots: Option<ValueId>) -> Result<(), String> {
     let is_input = |id: Option<ValueId>| id.is_some_and(|id| graph.inputs().contains(&id));
-    if is_input(positions) && is_input(slots) { Ok(()) } else { Err("positions and slots must be inputs of the graph".into()) }
+    if is_input(positions) && is_input(slots) {
+        Ok(())
+    } else {
+        Err("positions and slots must be inputs of the graph".into())
+    }
 }
 
 /// Whether a state is read as keys, and as values.

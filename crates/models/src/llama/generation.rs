@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{CANDIDATES, ContextFull, FinishReason, GenerateOptions, Generation, Llama, MAX_ROWS, Piece, Row, Sequences, Timings};
+use super::{
+    CANDIDATES, ContextFull, FinishReason, GenerateOptions, Generation, Llama, MAX_ROWS, Piece, Row, Sequences, Timings,
+};
 use crate::Error;
 use crate::sampler::{Sampler, StopMatcher};
 use crate::tokenizer::StreamDecoder;

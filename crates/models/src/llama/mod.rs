@@ -24,5 +24,5 @@ pub use options::{
 };
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use pipeline::{Llama, LoadProgress};
-pub use sequences::{Row, Sequences};
+pub use sequences::{EachCandidates, Row, Sequences};
 pub use vocabulary::tokenizer;

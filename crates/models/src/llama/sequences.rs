@@ -21,6 +21,12 @@ pub struct Row {
     pub logits: bool,
 }
 
+/// Told a row's highest logits and their tokens.
+pub type EachCandidates<'a> = dyn FnMut(&[f32], &[i32]) -> Result<(), Error> + 'a;
+
+/// Told a step's outputs and the number of a row in them.
+type EachRow<'a> = dyn FnMut(&[Tensor], usize) -> Result<(), Error> + 'a;
+
 /// Sequences that share one session: every step may carry tokens of any of them.
 #[derive(Debug)]
 pub struct Sequences<'a> {
@@ -69,11 +75,7 @@ impl<'a> Sequences<'a> {
     ///
     /// # Errors
     /// As [`Sequences::evaluate`].
-    pub fn evaluate_candidates(
-        &mut self,
-        rows: &[Row],
-        each: &mut dyn FnMut(&[f32], &[i32]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn evaluate_candidates(&mut self, rows: &[Row], each: &mut EachCandidates<'_>) -> Result<(), Error> {
         self.evaluate_for(rows, &[output::CANDIDATE_LOGITS, output::CANDIDATES], &mut |outputs, row| {
             let (logits, tokens) = (outputs[0].elements::<f32>()?, outputs[1].elements::<i32>()?);
             let width = self::row(&logits, outputs[0].shape());
@@ -82,12 +84,7 @@ impl<'a> Sequences<'a> {
     }
 
     /// Evaluates rows and hands some of the graph's outputs to `each` for every row that asked for logits, with its number in them.
-    fn evaluate_for(
-        &mut self,
-        rows: &[Row],
-        outputs: &[usize],
-        each: &mut dyn FnMut(&[Tensor], usize) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn evaluate_for(&mut self, rows: &[Row], outputs: &[usize], each: &mut EachRow<'_>) -> Result<(), Error> {
         let before = self.check(rows)?;
         let mut rest = rows;
         while !rest.is_empty() {
@@ -179,12 +176,7 @@ impl<'a> Sequences<'a> {
         rows.iter().take(MAX_ROWS).take_while(fits).count()
     }
 
-    fn run(
-        &mut self,
-        rows: &[Row],
-        outputs: &[usize],
-        each: &mut dyn FnMut(&[Tensor], usize) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    fn run(&mut self, rows: &[Row], outputs: &[usize], each: &mut EachRow<'_>) -> Result<(), Error> {
         let mut next: Vec<usize> = (0..self.slots()).map(|slot| self.len(slot)).collect::<Result<_, _>>()?;
         let mut positions = Vec::with_capacity(rows.len());
         for row in rows {
