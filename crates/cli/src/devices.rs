@@ -115,7 +115,7 @@ mod tests {
         };
         let (cpu, auto) = ("CPU".to_owned(), "cpu".to_owned());
         let text = as_text(&Devices { cpu, vulkan: vec![device], vulkan_missing: None, auto });
-        assert!(text.contains("vulkan:0   Some Card (discrete, 8.0 GiB, subgroups of 64)"), "{text}");
+        assert!(text.contains("vulkan:0   Some Card (discrete, 8.6 GB, subgroups of 64)"), "{text}");
         assert!(text.contains("cannot be used: it lacks shaderInt64"), "{text}");
     }
 }
