@@ -5,6 +5,7 @@ use std::sync::Arc;
 use core_tensor::{Backend, BackendError, Bindings, DeviceMemory, Graph, Node, Program, Progress, Session, Weights};
 
 use crate::compile;
+use crate::self_test;
 use crate::session::GpuSession;
 use crate::vk::{Gpu, GpuOptions, VulkanError};
 use crate::weights::GpuWeights;
@@ -31,6 +32,27 @@ impl VulkanBackend {
     pub fn with_guards(mut self) -> VulkanBackend {
         self.guards = true;
         self
+    }
+
+    /// Compares a handful of operators with the reference: some drivers compute garbage.
+    ///
+    /// # Errors
+    /// When the device fails, or its results are wrong.
+    pub fn self_test(&self) -> Result<(), BackendError> {
+        self_test::run(self)
+    }
+
+    /// The same, once for each device and driver: that it passed is noted beside the pipeline cache. Without one it runs every time.
+    ///
+    /// # Errors
+    /// As [`VulkanBackend::self_test`].
+    pub fn self_test_once(&self) -> Result<(), BackendError> {
+        if self.gpu.is_tested() {
+            return Ok(());
+        }
+        self.self_test()?;
+        self.gpu.set_tested();
+        Ok(())
     }
 
     /// The device.

@@ -23,6 +23,7 @@ mod matmul;
 mod plan;
 mod program;
 mod reduce;
+mod self_test;
 mod session;
 mod shader;
 mod state;

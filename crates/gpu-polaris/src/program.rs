@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use core_tensor::op::{OpError, RotaryEmbedding, rope_table};
 use core_tensor::{
@@ -88,6 +89,8 @@ pub(crate) struct Recording {
     readback: HostBuffer,
     /// What the last run's extents led to: nothing of it changes when they are the same.
     extents: Option<Extents>,
+    /// Multiply-adds at the bounds, in all and of the largest submission; `None` once a run was measured.
+    work: Option<(f64, f64)>,
 }
 
 /// What follows from the extents of a run's inputs.
@@ -185,16 +188,18 @@ impl GpuProgram {
             Command::Copy { from: host.exact(0, self.block.len)?, to: device.exact(0, self.block.len)? },
             Command::Barrier,
         ];
-        let budget = gpu.submission_budget();
-        let mut work = 0.0;
+        let budget = gpu.submission_work();
+        let (mut work, mut largest, mut total) = (0.0f64, 0.0f64, 0.0);
         for (dispatch, barrier) in self.parts.dispatches.iter().zip(&self.barriers) {
-            work += dispatch.work;
-            if work > budget {
-                work = dispatch.work;
+            if work > 0.0 && work + dispatch.work > budget {
+                work = 0.0;
                 commands.push(Command::Split);
             } else if *barrier {
                 commands.push(Command::Barrier);
             }
+            work += dispatch.work;
+            largest = largest.max(work);
+            total += dispatch.work;
             let bindings = dispatch.operands.iter().map(|operand| operand.binding).max().unwrap_or(0);
             let mut regions = vec![values.clone(); bindings as usize + 1];
             for operand in &dispatch.operands {
@@ -216,7 +221,7 @@ impl GpuProgram {
         commands.push(Command::Copy { from: device.exact(0, status)?, to: readback.exact(0, status)? });
         let recorded = record(gpu, &commands)?;
         gpu.save_pipelines();
-        Ok(Recording { recorded, host, _device: device, readback, extents: None })
+        Ok(Recording { recorded, host, _device: device, readback, extents: None, work: Some((total, largest)) })
     }
 
     fn check_bounds(&self, bindings: &Bindings) -> Result<(), BackendError> {
@@ -394,7 +399,10 @@ impl Program for GpuProgram {
             slots.check_step(&ints(rows.positions)?, &ints(rows.slots)?)?;
         }
         self.write_step(recording, inputs)?;
-        let ran = self.parts.gpu.run(&recording.recorded).and_then(|()| Self::status(recording));
+        let start = Instant::now();
+        let ran = self.parts.gpu.run(&recording.recorded);
+        let elapsed = start.elapsed();
+        let ran = ran.and_then(|()| Self::status(recording));
         for rows in self.row_inputs.iter().filter(|rows| rows.written) {
             let ints = |i: usize| inputs[i].elements::<i32>().map_err(OpError::from);
             let (positions, of) = (ints(rows.positions)?, ints(rows.slots)?);
@@ -406,6 +414,16 @@ impl Program for GpuProgram {
         }
         ran?;
         let outputs = self.outputs(recording, inputs);
+        // Once a run was as large as can be, it is known how long submissions take. Those that take too long are recorded again, in smaller pieces.
+        let full =
+            self.parts.graph.inputs().iter().zip(inputs).all(|(id, t)| *t.shape() == *self.parts.largest[id.index()]);
+        let measured = recording.work.filter(|_| full);
+        if let Some((total, largest)) = measured {
+            recording.work = None;
+            if self.parts.gpu.learn_pace(total, largest, elapsed) {
+                recordings.remove(&self.id);
+            }
+        }
         if self.parts.guard > 0 {
             self.guards(session, true)?;
         }

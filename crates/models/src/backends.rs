@@ -144,7 +144,9 @@ fn graphics() -> Result<Arc<dyn Backend>, Option<String>> {
         return Err(Some(if refusals.is_empty() { none } else { refusals.join("; ") }));
     };
     let options = GpuOptions::default().with_device(Some(*number)).with_pipeline_cache(pipeline_cache());
-    Ok(Arc::new(VulkanBackend::open(&options).map_err(tell)?))
+    let backend = VulkanBackend::open(&options).map_err(tell)?;
+    backend.self_test_once().map_err(|error| Some(error.to_string()))?;
+    Ok(Arc::new(backend))
 }
 
 #[cfg(not(feature = "vulkan"))]
@@ -158,7 +160,9 @@ fn vulkan(device: Device, number: Option<usize>) -> Result<Arc<dyn Backend>, Err
 
     let options = GpuOptions::default().with_device(number).with_pipeline_cache(pipeline_cache());
     let opened = VulkanBackend::open(&options);
-    let backend = opened.map_err(|e| Error::Device { device: device.to_string(), reason: e.to_string() })?;
+    let failed = |reason: String| Error::Device { device: device.to_string(), reason };
+    let backend = opened.map_err(|e| failed(e.to_string()))?;
+    backend.self_test_once().map_err(|e| failed(e.to_string()))?;
     Ok(Arc::new(backend))
 }
 

@@ -11,5 +11,7 @@ mod random;
 mod faults;
 mod limits;
 mod model;
+mod pace;
 mod pipeline_cache;
+mod self_test;
 mod validation;

@@ -38,6 +38,9 @@ pub struct GpuOptions {
     pub max_memory: Option<u64>,
     /// How long a submission may take; half a minute on a card, ten minutes on a software driver if not given.
     pub timeout: Option<Duration>,
+    /// How long one submission should take at most: longer work is cut. A quarter of a second on a card if not given; on a software driver, which
+    /// nobody watches, as long as it takes.
+    pub submission_time: Option<Duration>,
     /// Whether the Khronos validation layer watches, with its synchronization validation: for tests.
     pub validation: bool,
 }
@@ -85,6 +88,13 @@ impl GpuOptions {
         self
     }
 
+    /// These options with a time that one submission should take at most.
+    #[must_use]
+    pub fn with_submission_time(mut self, time: Duration) -> GpuOptions {
+        self.submission_time = Some(time);
+        self
+    }
+
     /// These options with the validation layer, whose messages [`Gpu::validation`] gives.
     #[must_use]
     pub fn with_validation(mut self) -> GpuOptions {
@@ -115,6 +125,9 @@ pub struct Limits {
 /// What a lost device is reported with.
 const LOST: &str = "the device is lost (a fault of its driver, or a reset); open it again";
 
+/// Multiply-adds of a submission before anything was measured: a quarter of a second at a tenth of an RX 580's rate.
+const SUBMISSION_WORK: f64 = 8e10;
+
 /// Alignment of every tensor in a buffer, at least.
 const MIN_ALIGNMENT: u64 = 256;
 
@@ -138,6 +151,11 @@ pub struct Gpu {
     validation: Option<Arc<Validation>>,
     pub(super) limits: Limits,
     timeout: Duration,
+    /// How long one submission should take at most, if that matters.
+    submission_time: Option<Duration>,
+    /// Multiply-adds that one submission may hold, as bits of an f64: a guess until something was measured.
+    submission_work: AtomicU64,
+    submissions: AtomicU64,
     name: String,
     driver: String,
     kind: DeviceKind,
@@ -217,6 +235,9 @@ impl Gpu {
             validation,
             limits,
             timeout: options.timeout.unwrap_or(Duration::from_secs(if software { 600 } else { 30 })),
+            submission_time: options.submission_time.or((!software).then_some(Duration::from_millis(250))),
+            submission_work: AtomicU64::new(if software { f64::INFINITY } else { SUBMISSION_WORK }.to_bits()),
+            submissions: AtomicU64::new(0),
             name: chosen.name.clone(),
             driver: chosen.driver.clone(),
             kind: chosen.kind,
@@ -319,10 +340,28 @@ impl Gpu {
         if self.is_lost() { Err(self.failed("the device was lost before; open it again")) } else { Ok(()) }
     }
 
-    /// Multiply-adds that one submission may hold: well below what drivers allow in time.
-    pub(crate) fn submission_budget(&self) -> f64 {
-        // A quarter of a second at a tenth of an RX 580's rate; software drivers have no limit in time.
-        if self.kind == DeviceKind::Software { f64::INFINITY } else { 8e10 }
+    /// Multiply-adds that one submission may hold, so that no driver's timeout is hit.
+    pub(crate) fn submission_work(&self) -> f64 {
+        f64::from_bits(self.submission_work.load(Ordering::Relaxed))
+    }
+
+    /// Learns from a run of `work` multiply-adds, whose largest submission had `largest`. True if that submission took too long: what is recorded
+    /// from now on is cut smaller.
+    pub(crate) fn learn_pace(&self, work: f64, largest: f64, elapsed: Duration) -> bool {
+        let Some(time) = self.submission_time.filter(|_| work > 0.0) else { return false };
+        let rate = work / elapsed.as_secs_f64().max(1e-6);
+        if largest <= rate * time.as_secs_f64() {
+            return false;
+        }
+        // Another thread's measurement may be stored instead: it was made on the same device.
+        self.submission_work.store((rate * time.as_secs_f64()).to_bits(), Ordering::Relaxed);
+        true
+    }
+
+    /// How many submissions were made.
+    #[must_use]
+    pub fn submissions(&self) -> u64 {
+        self.submissions.load(Ordering::Relaxed)
     }
 
     /// Plants a fault for a test: `after` operations of its kind succeed before it.
@@ -362,6 +401,7 @@ impl Gpu {
 
     /// One submission: of a command buffer that is not pending, or of none, to learn when all before have ended.
     fn submit_one(&self, buffer: Option<&CommandBuffer>, fence: Option<&Fence>) -> Result<(), Code> {
+        self.submissions.fetch_add(1, Ordering::Relaxed);
         let handles = [buffer.map_or(ash::vk::CommandBuffer::null(), VulkanObject::handle)];
         let count = usize::from(buffer.is_some());
         let info = [ash::vk::SubmitInfo::default().command_buffers(&handles[..count])];
@@ -443,6 +483,26 @@ impl Gpu {
             && let Err(error) = pipeline::save_cache(cache, file)
         {
             tracing::debug!(%error, file = %file.display(), "the pipeline cache was not written");
+        }
+    }
+
+    /// Where it is noted that this device and driver passed their self-test.
+    fn tested_file(&self) -> Option<PathBuf> {
+        self.cache_file.as_ref().map(|file| file.with_extension("tested"))
+    }
+
+    /// Whether this device and driver passed their self-test before.
+    pub(crate) fn is_tested(&self) -> bool {
+        self.tested_file().is_some_and(|file| file.exists())
+    }
+
+    /// Notes that they did. A failure is no error: the test then runs again.
+    pub(crate) fn set_tested(&self) {
+        if let Some(file) = self.tested_file()
+            && let Err(error) =
+                file.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&file, ""))
+        {
+            tracing::debug!(%error, file = %file.display(), "that the device passed its self-test was not noted");
         }
     }
 

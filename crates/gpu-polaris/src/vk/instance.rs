@@ -203,7 +203,8 @@ fn refusal(physical: &PhysicalDevice) -> Option<String> {
     if !operations.contains(needed) {
         return Some(format!("its subgroups do not do {:?}", needed - operations));
     }
-    if properties.subgroup_size.is_none_or(|size| size > 128) {
+    // A slice of 64 threads must not be smaller than a subgroup: what is uniform in it would not be.
+    if properties.subgroup_size.is_none_or(|size| size > 64) {
         return Some(format!("its subgroups have {:?} lanes", properties.subgroup_size));
     }
     if properties.max_compute_shared_memory_size < 32 << 10 {

@@ -1,7 +1,7 @@
 //! The Vulkan layer: all that knows vulkano, and all `unsafe` of the crate.
 //!
 //! vulkano gives typed devices, memory, pipelines and descriptor sets. Its automatic synchronization and its futures are not used: programs are
-//! recorded into raw command buffers with the barriers that [`crate::barrier`] computed, and submitted here.
+//! recorded into raw command buffers with the barriers that `barrier.rs` computed, and submitted here.
 
 mod device;
 mod fault;
