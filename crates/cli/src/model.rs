@@ -14,7 +14,6 @@ use models::llama::{KvDType, Llama, LlamaOptions};
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::output;
 
 /// The model's file.
 #[derive(Debug, Args)]
@@ -95,11 +94,7 @@ pub(crate) fn open(
         if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    let model = model?;
-    if let Some(note) = model.device_note() {
-        output::note(&format!("running on the processor: {note}"));
-    }
-    Ok(model)
+    Ok(model?)
 }
 
 /// A progress bar on standard error, drawn only on a terminal and only if loading takes long enough to wonder.

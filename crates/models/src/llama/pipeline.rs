@@ -154,10 +154,14 @@ impl Llama {
         self.model.memory()
     }
 
-    /// What runs the model, for people.
+    /// What runs the model, for people; and why it is not the device that would have been the first choice.
     #[must_use]
     pub fn device(&self) -> String {
-        self.model.backend().description()
+        let description = self.model.backend().description();
+        match &self.device_note {
+            Some(note) => format!("{description} ({note})"),
+            None => description,
+        }
     }
 
     /// Seconds that opening and loading took.
