@@ -235,11 +235,15 @@ pub(super) fn queue_family(physical: &PhysicalDevice) -> Option<u32> {
 
 /// An error and what it came from: vulkano's own texts say only that there was one.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut parts = vec![error.to_string()];
     let mut next = error.source();
     while let Some(source) = next {
-        text = format!("{text}: {source}");
+        parts.push(source.to_string());
         next = source.source();
     }
-    text
+    // What wraps a code of Vulkan says no more than that it does.
+    if parts.len() > 1 {
+        parts.retain(|part| part != "a non-validation error occurred");
+    }
+    parts.join(": ")
 }
