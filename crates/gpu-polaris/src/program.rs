@@ -1,6 +1,5 @@
 //! Compiled programs: a list of dispatches, bound to a session's memory and recorded once, then replayed.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +11,10 @@ use core_tensor::{
 };
 
 use crate::barrier::{Touched, barriers};
-use crate::plan::{Dispatch, Memory, place, touched};
+use crate::compile::Compiled;
+use crate::plan::{Memory, place, touched};
 use crate::session::GpuSession;
-use crate::step::{Grid, STATUS_WORDS, StepValues};
+use crate::step::{Grid, STATUS_WORDS};
 use crate::vk::{Command, DeviceBuffer, Gpu, Groups, HostBuffer, Recorded, Region, record};
 use crate::weights::GpuWeights;
 
@@ -47,16 +47,7 @@ pub(crate) struct Parts {
     pub(crate) graph: Arc<Graph>,
     pub(crate) weights: Arc<dyn Weights>,
     pub(crate) bounds: Bindings,
-    pub(crate) dispatches: Vec<Dispatch>,
-    /// Buffers of the plan: of values (false) and of scratch (true), by index.
-    pub(crate) places: BTreeMap<(bool, usize), usize>,
-    pub(crate) plan: MemoryPlan,
-    /// Bytes around each buffer that must stay as they are; 0: none.
-    pub(crate) guard: usize,
-    pub(crate) values: StepValues,
-    pub(crate) ropes: Vec<RopeTable>,
-    pub(crate) outputs: Vec<OutputPlace>,
-    pub(crate) largest: Vec<Vec<usize>>,
+    pub(crate) compiled: Compiled,
 }
 
 /// Bytes from the beginning of the block that the host writes for each step.
@@ -121,17 +112,17 @@ impl GpuProgram {
             len = at + bytes.max(32);
             (at, bytes)
         };
-        let (values, _) = take((parts.values.len() * 4) as u64);
+        let (values, _) = take((parts.compiled.values.len() * 4) as u64);
         let input = |id: &ValueId| {
             let (dtype, _) = parts.graph.tensor_type(*id).ok_or(BackendError::Mismatch("inputs and graph"))?;
-            let bytes = core_tensor::byte_len(dtype, &parts.largest[id.index()]).map_err(OpError::from)?;
+            let bytes = core_tensor::byte_len(dtype, &parts.compiled.largest[id.index()]).map_err(OpError::from)?;
             Ok(take(bytes as u64))
         };
         let inputs = parts.graph.inputs().iter().map(input).collect::<Result<Vec<_>, BackendError>>()?;
-        let ropes = parts.ropes.iter().map(|table| take(table.bytes as u64)).collect();
+        let ropes = parts.compiled.ropes.iter().map(|table| take(table.bytes as u64)).collect();
         let mut readback_len = (STATUS_WORDS * 4) as u64;
         let mut readback = Vec::new();
-        for output in &parts.outputs {
+        for output in &parts.compiled.outputs {
             let bytes = if let OutputPlace::Read { bytes } = output { *bytes as u64 } else { 0 };
             let at = readback_len.next_multiple_of(align);
             readback.push((at, bytes));
@@ -142,7 +133,7 @@ impl GpuProgram {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut program = GpuProgram { parts, id, block, readback, readback_len, row_inputs, barriers: Vec::new() };
         let touched: Vec<Touched> =
-            program.parts.dispatches.iter().map(|dispatch| touched(dispatch, |m| program.place(m))).collect();
+            program.parts.compiled.dispatches.iter().map(|dispatch| touched(dispatch, |m| program.place(m))).collect();
         program.barriers = barriers(touched.iter());
         Ok(program)
     }
@@ -153,18 +144,18 @@ impl GpuProgram {
 
     /// Offset and length in the arena, without the guards.
     fn place(&self, memory: Memory) -> Option<(u64, u64)> {
-        place(&self.parts.places, &self.parts.plan, self.parts.guard, memory)
+        place(&self.parts.compiled.places, &self.parts.compiled.plan, self.parts.compiled.guard, memory)
     }
 
     /// Binds the program to a session's memory and records it.
     fn record(&self, session: &mut GpuSession) -> Result<Recording, BackendError> {
         let gpu = &self.parts.gpu;
-        let arena = session.arena(self.parts.plan.arena_bytes as u64)?;
+        let arena = session.arena(self.parts.compiled.plan.arena_bytes as u64)?;
         let host = HostBuffer::new(gpu, "the values of a step", self.block.len, false)?;
         let device = DeviceBuffer::new(gpu, "the values of a step", self.block.len)?;
         let readback = HostBuffer::new(gpu, "outputs", self.readback_len, true)?;
         let weights = self.weights()?;
-        let values = device.region(self.block.values, (self.parts.values.len() * 4).max(32) as u64)?;
+        let values = device.region(self.block.values, (self.parts.compiled.values.len() * 4).max(32) as u64)?;
         let region = |memory: Memory| -> Result<Region, BackendError> {
             match memory {
                 Memory::Value(_) | Memory::Scratch(_) => {
@@ -190,7 +181,7 @@ impl GpuProgram {
         ];
         let budget = gpu.submission_work();
         let (mut work, mut largest, mut total) = (0.0f64, 0.0f64, 0.0);
-        for (dispatch, barrier) in self.parts.dispatches.iter().zip(&self.barriers) {
+        for (dispatch, barrier) in self.parts.compiled.dispatches.iter().zip(&self.barriers) {
             if work > 0.0 && work + dispatch.work > budget {
                 work = 0.0;
                 commands.push(Command::Split);
@@ -235,7 +226,7 @@ impl GpuProgram {
             }
         }
         // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does.
-        for (id, largest) in self.parts.graph.value_ids().zip(&self.parts.largest) {
+        for (id, largest) in self.parts.graph.value_ids().zip(&self.parts.compiled.largest) {
             let Some((_, shape)) = self.parts.graph.tensor_type(id) else { continue };
             if shape.iter().all(|dim| !matches!(dim, core_tensor::Dim::Expr(_))) {
                 continue;
@@ -261,7 +252,7 @@ impl GpuProgram {
         let bindings = graph.bind_inputs(inputs)?;
         self.check_bounds(&bindings)?;
         let output = |(i, id): (usize, &ValueId)| {
-            let OutputPlace::Read { .. } = self.parts.outputs[i] else { return Ok(None) };
+            let OutputPlace::Read { .. } = self.parts.compiled.outputs[i] else { return Ok(None) };
             let (dtype, shape) = graph.tensor_type(*id).ok_or(BackendError::Mismatch("outputs and graph"))?;
             let shape = eval_shape(shape, &bindings).map_err(core_tensor::GraphError::from)?;
             let len = core_tensor::byte_len(dtype, &shape).map_err(OpError::from)?;
@@ -273,8 +264,8 @@ impl GpuProgram {
         bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
         let at = self.block.values as usize;
         let bytes = recording.host.bytes_mut();
-        let words = &mut bytes[at..at + self.parts.values.len() * 4];
-        self.parts.values.eval(&all, words).map_err(core_tensor::GraphError::from)?;
+        let words = &mut bytes[at..at + self.parts.compiled.values.len() * 4];
+        self.parts.compiled.values.eval(&all, words).map_err(core_tensor::GraphError::from)?;
         bytes[..STATUS_WORDS * 4].fill(0);
         let inputs = inputs.iter().map(|tensor| (tensor.dtype(), tensor.shape().to_vec())).collect();
         recording.extents = Some(Extents { inputs, outputs });
@@ -288,7 +279,7 @@ impl GpuProgram {
             let at = *at as usize;
             bytes[at..at + tensor.bytes().len()].copy_from_slice(tensor.bytes());
         }
-        for (table, (at, _)) in self.parts.ropes.iter().zip(&self.block.ropes) {
+        for (table, (at, _)) in self.parts.compiled.ropes.iter().zip(&self.block.ropes) {
             let positions = inputs[table.positions].elements::<i32>().map_err(OpError::from)?;
             let mut out = bytes[*at as usize..].as_chunks_mut::<4>().0.iter_mut();
             for position in positions.iter() {
@@ -323,7 +314,7 @@ impl GpuProgram {
                 Ok(Tensor::from_bytes(*dtype, shape, &bytes[at..at + len]).map_err(OpError::from)?)
             }
         };
-        self.parts.outputs.iter().enumerate().map(output).collect()
+        self.parts.compiled.outputs.iter().enumerate().map(output).collect()
     }
 
     /// What a kernel has to tell, as an error.
@@ -340,8 +331,8 @@ impl GpuProgram {
 
     /// Fills the arena's guards, or looks whether they are as they were.
     fn guards(&self, session: &mut GpuSession, check: bool) -> Result<(), BackendError> {
-        let len = self.parts.plan.arena_bytes;
-        if self.parts.guard == 0 || len == 0 {
+        let len = self.parts.compiled.plan.arena_bytes;
+        if self.parts.compiled.guard == 0 || len == 0 {
             return Ok(());
         }
         let arena = session.arena(len as u64)?;
@@ -358,9 +349,11 @@ impl GpuProgram {
         }
         let mut bytes = vec![0; len];
         uploader.read(&arena, 0, &mut bytes)?;
-        for (buffer, offset) in self.parts.plan.buffers.iter().zip(&self.parts.plan.offsets) {
+        for (buffer, offset) in self.parts.compiled.plan.buffers.iter().zip(&self.parts.compiled.plan.offsets) {
             let end = offset + buffer.bytes;
-            let guards = bytes[*offset..offset + self.parts.guard].iter().chain(&bytes[end - self.parts.guard..end]);
+            let guards = bytes[*offset..offset + self.parts.compiled.guard]
+                .iter()
+                .chain(&bytes[end - self.parts.compiled.guard..end]);
             if guards.clone().any(|byte| *byte != GUARD) {
                 let name = &buffer.name;
                 return Err(BackendError::Device(format!("a kernel wrote outside of the buffer of {name:?}")));
@@ -384,11 +377,11 @@ impl Program for GpuProgram {
         if !recorded {
             // What is wrong with the inputs is known before memory is taken for them.
             self.check_bounds(&self.parts.graph.bind_inputs(inputs)?)?;
-            session.arena(self.parts.plan.arena_bytes as u64)?;
+            session.arena(self.parts.compiled.plan.arena_bytes as u64)?;
             let recording = self.record(session)?;
             session.recordings.insert(self.id, recording);
         }
-        if self.parts.guard > 0 {
+        if self.parts.compiled.guard > 0 {
             self.guards(session, false)?;
         }
         let GpuSession { recordings, slots, .. } = session;
@@ -415,8 +408,13 @@ impl Program for GpuProgram {
         ran?;
         let outputs = self.outputs(recording, inputs);
         // Once a run was as large as can be, it is known how long submissions take. Those that take too long are recorded again, in smaller pieces.
-        let full =
-            self.parts.graph.inputs().iter().zip(inputs).all(|(id, t)| *t.shape() == *self.parts.largest[id.index()]);
+        let full = self
+            .parts
+            .graph
+            .inputs()
+            .iter()
+            .zip(inputs)
+            .all(|(id, t)| *t.shape() == *self.parts.compiled.largest[id.index()]);
         let measured = recording.work.filter(|_| full);
         if let Some((total, largest)) = measured {
             recording.work = None;
@@ -424,19 +422,19 @@ impl Program for GpuProgram {
                 recordings.remove(&self.id);
             }
         }
-        if self.parts.guard > 0 {
+        if self.parts.compiled.guard > 0 {
             self.guards(session, true)?;
         }
         outputs
     }
 
     fn plan(&self) -> &MemoryPlan {
-        &self.parts.plan
+        &self.parts.compiled.plan
     }
 
     fn to_text(&self) -> String {
         let mut text = String::new();
-        for (dispatch, barrier) in self.parts.dispatches.iter().zip(&self.barriers) {
+        for (dispatch, barrier) in self.parts.compiled.dispatches.iter().zip(&self.barriers) {
             let mark = if *barrier { "| " } else { "  " };
             let grid = match dispatch.grid {
                 Grid::Fixed([x, y, z]) => format!("{x}x{y}x{z}"),

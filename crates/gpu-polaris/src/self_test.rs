@@ -30,17 +30,23 @@ pub(crate) fn run(backend: &VulkanBackend) -> Result<(), BackendError> {
         let input = Tensor::from_slice(&[rows, COLUMNS], &numbers(rows * COLUMNS, 1)).map_err(op)?;
         let found = evaluate(backend, &graph, &input)?;
         let expected = evaluate(&ReferenceBackend::new(false), &graph, &input)?;
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
-        let error = square(&mut found.iter().zip(&expected).map(|(a, b)| f64::from(a - b)));
-        let error = error / square(&mut expected.iter().map(|b| f64::from(*b)));
+        let error = error(&found, &expected);
         // What is no number is wrong, too.
-        if !error.is_finite() || error > LIMIT || found.len() != expected.len() {
+        if error.is_none_or(|error| error.is_nan() || error > LIMIT) {
+            let error = error.map_or("the length".to_owned(), |error| format!("error {error:.1e}"));
             let (name, driver) = (backend.gpu().name(), backend.gpu().driver());
-            let reason = format!("{name} computes wrong results with {driver} (error {error:.1e} for {rows} rows)");
+            let reason = format!("{name} computes wrong results with {driver} ({error} for {rows} rows)");
             return Err(BackendError::Device(reason));
         }
     }
     Ok(())
+}
+
+/// Normalised mean squared error; `None` if there are not as many.
+fn error(found: &[f32], expected: &[f32]) -> Option<f64> {
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let error = square(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    (found.len() == expected.len()).then(|| error / square(&mut expected.iter().map(|b| f64::from(*b))))
 }
 
 fn op(error: TensorError) -> BackendError {
@@ -84,4 +90,18 @@ fn numbers(count: usize, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     std::iter::repeat_with(next).take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_no_number_or_too_short_does_not_pass() {
+        let passes = |found: &[f32]| error(found, &[1.0, -2.0]).is_some_and(|error| error <= LIMIT);
+        assert!(passes(&[1.0, -2.0]) && passes(&[1.0, -2.000_01]));
+        for wrong in [&[1.0, 2.0][..], &[1.0, f32::NAN], &[1.0, f32::INFINITY], &[1.0], &[0.0, 0.0], &[1.01, -2.0]] {
+            assert!(!passes(wrong), "{wrong:?}");
+        }
+    }
 }

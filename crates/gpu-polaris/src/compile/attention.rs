@@ -311,14 +311,7 @@ impl Compiler<'_> {
         let items = [keys, values].into_iter().flatten().map(|job| job.items()).fold(query_items, usize::max);
         let groups = rows.clone().mul(items.into()).div_ceil((ELEMENT_THREADS as usize).into());
         let most = self.gpu.limits().max_groups as usize;
-        let grid = self.values.grid([least(groups, most), 1.into(), 1.into()]);
-        let grid = match grid {
-            crate::step::Grid::Fixed([x, _, z]) => crate::step::Grid::Fixed([x, present.count() as u32, z]),
-            crate::step::Grid::Step(_) => {
-                let groups = rows.clone().mul(items.into()).div_ceil((ELEMENT_THREADS as usize).into());
-                self.values.grid([least(groups, most), present.count().into(), 1.into()])
-            }
-        };
+        let grid = self.values.grid([least(groups, most), present.count().into(), 1.into()]);
         self.emit(dispatch.grid(grid));
         Ok(())
     }

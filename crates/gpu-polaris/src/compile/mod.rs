@@ -47,14 +47,7 @@ pub(crate) fn compile(
         graph: graph.clone(),
         weights: weights.clone(),
         bounds: bounds.clone(),
-        dispatches: compiled.dispatches,
-        places: compiled.places,
-        plan: compiled.plan,
-        guard: compiled.guard,
-        values: compiled.values,
-        ropes: compiled.ropes,
-        outputs: compiled.outputs,
-        largest: compiled.largest,
+        compiled,
     })
 }
 
