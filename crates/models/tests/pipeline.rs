@@ -4,9 +4,11 @@ mod tiny;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use core_tensor::{Backend, ReferenceBackend};
+use core_tensor::{
+    Backend, BackendError, Bindings, DeviceMemory, Graph, Node, Program, Progress, ReferenceBackend, Session, Weights,
+};
 use models::Error;
 use models::llama::{
     ChatOptions, ContextFull, FinishReason, GenerateOptions, Generation, KvDType, Llama, LlamaOptions,
@@ -22,6 +24,84 @@ fn open_with(name: &str, context: usize, kv_dtype: KvDType) -> Llama {
 
 fn open(name: &str, context: usize) -> Llama {
     open_with(name, context, KvDType::F32)
+}
+
+/// The reference as if it were far away: of the logits only the highest come back. Counts the programs that give all of them.
+#[derive(Default)]
+struct Remote {
+    reference: ReferenceBackend,
+    all_logits: AtomicUsize,
+}
+
+impl Backend for Remote {
+    fn name(&self) -> &str {
+        "remote"
+    }
+
+    fn description(&self) -> String {
+        "remote".into()
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        self.reference.memory()
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
+        self.reference.supports(graph, node)
+    }
+
+    fn load_weights(&self, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<Arc<dyn Weights>, BackendError> {
+        self.reference.load_weights(graph, progress)
+    }
+
+    fn compile(
+        &self,
+        graph: &Arc<Graph>,
+        weights: &Arc<dyn Weights>,
+        bounds: &Bindings,
+    ) -> Result<Arc<dyn Program>, BackendError> {
+        // All logits are one output, the highest and their tokens two.
+        self.all_logits.fetch_add(usize::from(graph.outputs().len() != 2), Ordering::Relaxed);
+        self.reference.compile(graph, weights, bounds)
+    }
+
+    fn new_session(&self, graph: &Graph, slots: usize, bounds: &Bindings) -> Result<Box<dyn Session>, BackendError> {
+        self.reference.new_session(graph, slots, bounds)
+    }
+}
+
+#[test]
+fn candidates_alone_give_the_same_text_as_all_logits_wherever_they_are_enough() {
+    let near = open("llama", 64);
+    let sampling = |temperature, top_k, repetition_penalty| SamplerOptions {
+        temperature,
+        top_k,
+        repetition_penalty,
+        seed: 7,
+        ..SamplerOptions::default()
+    };
+    // Whether the highest logits are enough: not for more of them than come back, nor for penalties.
+    for (sampling, enough) in [
+        (SamplerOptions::greedy(), true),
+        (sampling(0.9, 40, 1.0), true),
+        (sampling(1.5, 64, 1.0), true),
+        (sampling(0.9, 65, 1.0), false),
+        (sampling(0.9, 0, 1.0), false),
+        (sampling(0.9, 40, 1.1), false),
+    ] {
+        let options = GenerateOptions { sampling, ..greedy(24) };
+        let remote = Arc::new(Remote::default());
+        let backends: [Arc<dyn Backend>; 1] = [remote.clone()];
+        let far = LlamaOptions { context: Some(64), kv_dtype: KvDType::F32, ..LlamaOptions::default() };
+        let progress = &mut |_: u64, _: u64| ControlFlow::Continue(());
+        let far = Llama::from_gguf(tiny::open(&tiny::spec("llama")), &backends, &far, progress).unwrap();
+        assert_eq!(generate(&far, "hello", &options).tokens, generate(&near, "hello", &options).tokens, "{options:?}");
+        assert_eq!(remote.all_logits.load(Ordering::Relaxed) == 0, enough, "{options:?}");
+    }
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
