@@ -202,3 +202,27 @@ fn completions_are_there_for_every_shell() {
         assert!(script.contains("perplexity"), "{shell}: {script}");
     }
 }
+
+#[test]
+fn without_a_vulkan_driver_the_processor_runs_the_model_and_it_is_said() {
+    let folder = Folder::new();
+    let model = folder.tiny_model();
+    // Neither an installed loader nor its drivers matter: there is no such driver.
+    let run = |arguments: &[&str]| -> support::Ended {
+        let mut command = command(arguments);
+        for name in ["VK_ICD_FILENAMES", "VK_DRIVER_FILES"] {
+            command.env(name, "/nonexistent/icd.json");
+        }
+        command.output().unwrap().into()
+    };
+    let devices = json(&run(&["devices", "--json"]).succeeded());
+    assert_eq!((&devices["auto"], &devices["vulkan"]), (&"cpu".into(), &serde_json::json!([])));
+    assert!(devices["vulkan_missing"].as_str().is_some_and(|reason| reason.contains("Vulkan")), "{devices}");
+    let generate = ["generate", "-m", &model, "-p", "ab", "-n", "2", "--ignore-eos"];
+    let ended = run(&generate);
+    assert_eq!(ended.stderr.matches("no Vulkan").count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("on CPU"), "{}", ended.stderr);
+    ended.succeeded();
+    run(&[&generate[..], &["--device", "vulkan"]].concat()).failed(1, &["device vulkan", "no Vulkan"]);
+    run(&[&generate[..], &["--device", "vulkan:x"]].concat()).failed(2, &["--device", "vulkan:N"]);
+}
