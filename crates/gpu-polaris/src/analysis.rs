@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use core_tensor::op::{MatMul, Op};
-use core_tensor::{DType, Graph, Node, ValueId};
+use core_tensor::{Graph, Node, ValueId};
 
 use crate::layout::Format;
 
@@ -111,7 +111,7 @@ fn pairs(graph: &Graph, readers: &[Vec<usize>]) -> BTreeMap<ValueId, (ValueId, V
         };
         let (Some(gate), Some(up)) = (product(gate), product(up)) else { continue };
         let alike = (gate.1, gate.3, &gate.4) == (up.1, up.3, &up.4);
-        if gate.0 != up.0 && gate.2 != up.2 && alike && gate.3 != DType::I32 {
+        if gate.0 != up.0 && gate.2 != up.2 && alike {
             pairs.insert(node.outputs[0], (gate.0, up.0));
         }
     }

@@ -1,13 +1,17 @@
 //! Sessions: slots are independent sequences that can be cut, copied, saved and restored, and wrong steps change nothing.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use core_tensor::{Backend, BlockFormat, DType, ReferenceBackend, SlotSnapshot, StateError, Tensor};
+use core_tensor::op::{Attention, Op, StateWrite, Unary};
+use core_tensor::{
+    Backend, Bindings, BlockFormat, DType, Dim, Graph, ReferenceBackend, SlotSnapshot, StateDecl, StateError, Tensor,
+};
 
 use crate::backends::schedulers;
 use crate::compare::{Case, KERNEL, Loaded, difference, load};
 use crate::decoder::{Decoder, step, text};
-use crate::random::ints;
+use crate::random::{Random, ints};
 
 const RING: Decoder = Decoder { weights: DType::F32, cache: DType::F32, capacity: 96, ring: Some((6, 20)) };
 
@@ -277,6 +281,53 @@ fn one_program_runs_sessions_of_several_threads_at_the_same_time() {
             });
             for (alone, together) in alone.iter().flatten().zip(together.iter().flatten()) {
                 same(&candidate.backend.description(), together, alone);
+            }
+        }
+    }
+}
+
+/// What a step writes is the same, whichever outputs are asked for: programs for some of them share the session.
+#[test]
+fn states_written_without_their_reader_are_read_by_the_program_that_has_it() {
+    for dtype in [DType::F32, DType::F16] {
+        let mut graph = Graph::new("outputs");
+        let tokens = Dim::sym("tokens");
+        let x = graph.input("x", DType::F32, &[tokens.clone(), 2.into(), 16.into()]);
+        let rows = ["positions", "slots"].map(|name| graph.input(name, DType::I32, std::slice::from_ref(&tokens)));
+        let written = ["keys", "values"].map(|name| {
+            let row = vec![2, 16];
+            let decl = StateDecl { name: name.into(), dtype, row, capacity: 80.into(), window: None };
+            let state = graph.add_state(decl);
+            graph.add(name, Op::StateWrite(StateWrite { state }), &[x, rows[0], rows[1]]).expect("a write")
+        });
+        let attention = Op::Attention(Attention { scale: 0.25, softcap: None, window: None });
+        let seen = graph.add("seen", attention, &[x, written[0], written[1], rows[0], rows[1]]).expect("attention");
+        let other = graph.add("other", Op::Unary(Unary::Neg), &[x]).expect("a function");
+        graph.output(seen);
+        graph.output(other);
+        let (graph, bounds) = (Arc::new(graph), Bindings::new().with("tokens", 70));
+        let mut random = Random::new(8);
+        let first = [random.f32(&[70, 2, 16]), ints(&(0..70).collect::<Vec<_>>()), ints(&[0; 70])];
+        let second = [random.f32(&[1, 2, 16]), ints(&[70]), ints(&[0])];
+        let run = |backend: &dyn Backend| {
+            let weights = backend.load_weights(&graph, &mut |_, _| ControlFlow::Continue(())).expect("no weights");
+            let mut session = backend.new_session(&graph, 1, &bounds).expect("a session");
+            let mut outputs = Vec::new();
+            for (wanted, inputs) in [(1, &first), (0, &second)] {
+                let graph = graph.with_outputs(&[wanted]);
+                // Without attention there are two writes and a function.
+                assert_eq!(graph.nodes().len(), 3, "{}", graph.to_text());
+                let program = backend.compile(&graph, &weights, &bounds).expect("it compiles");
+                outputs.extend(program.run(&mut *session, inputs).expect("it runs"));
+            }
+            outputs
+        };
+        let expected = run(&ReferenceBackend::default());
+        for candidate in schedulers() {
+            for (found, expected) in run(&*candidate.backend).iter().zip(&expected) {
+                if let Err(reason) = difference(found, expected, KERNEL) {
+                    panic!("{}, {dtype}: {reason}", candidate.backend.description());
+                }
             }
         }
     }

@@ -193,6 +193,12 @@ impl Graph {
         Arc::new(graph)
     }
 
+    /// The graph that this one was made of by [`Graph::with_outputs`], or itself: what a state is for is told by all of its readers.
+    #[must_use]
+    pub fn whole(&self) -> &Graph {
+        self.whole.as_deref().unwrap_or(self)
+    }
+
     /// Whether two graphs have the same values: they are the same, or made of the same one by [`Graph::with_outputs`].
     #[must_use]
     pub fn shares_values(self: &Arc<Graph>, other: &Arc<Graph>) -> bool {

@@ -57,6 +57,7 @@ impl Compiler<'_> {
         let padded = k.clone().div_ceil(BLOCK.into()).mul(BLOCK.into());
         let bytes = self.bound(&product(&[tiles, padded, columns.into()]))? * 4;
         let memory = self.scratch(&format!("{name}, packed"), bytes);
+        // What waits for products has no other readers, and those take the same tiles: nobody will ask for it as it is.
         match self.waiting.get(&x).copied() {
             Some(Waiting::Norm(i)) => self.pack_norm(&name, i, columns, memory)?,
             Some(Waiting::Gated(i)) => self.pack_gated(&name, i, columns, memory)?,
@@ -67,6 +68,7 @@ impl Compiler<'_> {
                 self.pack(&name, 0, 0, (&rows, &k, &k), from, columns, memory)?;
             }
         }
+        self.waiting.remove(&x);
         self.packed.insert((x, columns), memory);
         Ok(memory)
     }

@@ -130,8 +130,9 @@ fn given(graph: &Graph, positions: Option<ValueId>, slots: Option<ValueId>) -> R
     }
 }
 
-/// Whether a state is read as keys, and as values.
+/// Whether a state is read as keys, and as values: by any node of the whole graph, since programs for some of its outputs share the session.
 pub(crate) fn roles(graph: &Graph, state: StateId) -> (bool, bool) {
+    let graph = graph.whole();
     let reads = |at: usize| {
         graph.nodes().iter().filter(|node| matches!(node.op, Op::Attention(_))).any(|node| {
             let token = node.inputs.get(at).copied().flatten();

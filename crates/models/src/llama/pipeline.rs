@@ -106,12 +106,6 @@ impl Llama {
         })
     }
 
-    /// Why it does not run on the device that would have been the first choice.
-    #[must_use]
-    pub fn device_note(&self) -> Option<&str> {
-        self.device_note.as_deref()
-    }
-
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &LlamaConfig {
