@@ -4,6 +4,7 @@ mod arguments;
 mod bench;
 mod cache;
 mod ci;
+mod codegen;
 mod command;
 mod demo;
 mod doctor;
@@ -47,6 +48,12 @@ const TASKS: &[Task] = &[
         about: "measure speed and memory, beside a peer in the same run",
         usage: bench::USAGE,
         main: bench::main,
+    },
+    Task {
+        name: "codegen",
+        about: "make the committed code of file formats from their schemas",
+        usage: codegen::USAGE,
+        main: codegen::main,
     },
     Task {
         name: "shaders",

@@ -1,0 +1,19 @@
+//! Imports ONNX models.
+
+#![forbid(unsafe_code)]
+
+mod data;
+mod error;
+mod external;
+mod function;
+mod model;
+pub mod proto;
+mod tensor;
+mod value_info;
+
+pub use core_tensor::FileAccess;
+pub use data::Data;
+pub use error::{Fault, NodePlace, OnnxError, Subject, UnsupportedOperator};
+pub use model::{MAX_OPSET, MIN_OPSET, OnnxModel};
+pub use tensor::TensorData;
+pub use value_info::{Extent, OnnxType, ValueInfo};
