@@ -81,6 +81,38 @@ impl Bindings {
         self.0.insert(Arc::from(symbol), value);
     }
 
+    /// Gives symbols of a declared shape that have no value yet those of the actual extents: also the one unknown symbol of a sum, difference or
+    /// product.
+    pub fn bind_shape(&mut self, declared: &[Dim], actual: &[usize]) {
+        for (dim, extent) in declared.iter().zip(actual) {
+            self.bind_dim(dim, *extent);
+        }
+    }
+
+    fn bind_dim(&mut self, dim: &Dim, extent: usize) {
+        match dim {
+            Dim::Num(_) => {}
+            Dim::Sym(symbol) => {
+                self.0.entry(symbol.clone()).or_insert(extent);
+            }
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                let (known_a, known_b) = (a.eval(self).ok(), b.eval(self).ok());
+                let (unknown, rest) = match (&**expr, known_a, known_b) {
+                    (DimExpr::Add(..), Some(known), None) => (b, extent.checked_sub(known)),
+                    (DimExpr::Add(..), None, Some(known)) => (a, extent.checked_sub(known)),
+                    (DimExpr::Mul(..), Some(known), None) if known > 0 => (b, extent.checked_div(known)),
+                    (DimExpr::Mul(..), None, Some(known)) if known > 0 => (a, extent.checked_div(known)),
+                    (DimExpr::Sub(..), None, Some(known)) => (a, extent.checked_add(known)),
+                    _ => return,
+                };
+                if let Some(rest) = rest {
+                    self.bind_dim(unknown, rest);
+                }
+            }
+        }
+    }
+
     /// The value of a symbol.
     #[must_use]
     pub fn get(&self, symbol: &str) -> Option<usize> {
@@ -126,6 +158,10 @@ impl Dim {
         match (self, other) {
             (dim, Dim::Num(0)) => dim,
             (a, b) if a == b => Dim::Num(0),
+            (Dim::Expr(sum), b) if matches!(&*sum, DimExpr::Add(x, y) if *x == b || *y == b) => {
+                let (x, y) = sum.operands();
+                if *x == b { y.clone() } else { x.clone() }
+            }
             (a, b) => fold(DimExpr::Sub(a, b)),
         }
     }
@@ -136,6 +172,7 @@ impl Dim {
     pub fn mul(self, other: Dim) -> Dim {
         match (self, other) {
             (Dim::Num(1), dim) | (dim, Dim::Num(1)) => dim,
+            (Dim::Num(0), _) | (_, Dim::Num(0)) => Dim::Num(0),
             (a, b) => fold(if a <= b { DimExpr::Mul(a, b) } else { DimExpr::Mul(b, a) }),
         }
     }
@@ -146,6 +183,12 @@ impl Dim {
     pub fn div(self, other: Dim) -> Dim {
         match (self, other) {
             (dim, Dim::Num(1)) => dim,
+            (Dim::Expr(product), b)
+                if b != Dim::Num(0) && matches!(&*product, DimExpr::Mul(x, y) if *x == b || *y == b) =>
+            {
+                let (x, y) = product.operands();
+                if *x == b { y.clone() } else { x.clone() }
+            }
             (a, b) => fold(DimExpr::Div(a, b)),
         }
     }
@@ -156,6 +199,68 @@ impl Dim {
         match (self, other) {
             (dim, Dim::Num(1)) => dim,
             (a, b) => fold(DimExpr::DivCeil(a, b)),
+        }
+    }
+
+    /// The smaller of the two.
+    #[must_use]
+    pub fn min(self, other: Dim) -> Dim {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Dim::Num(0), _) | (_, Dim::Num(0)) => Dim::Num(0),
+            (a, b) => fold(if a <= b { DimExpr::Min(a, b) } else { DimExpr::Min(b, a) }),
+        }
+    }
+
+    /// The larger of the two.
+    #[must_use]
+    pub fn max(self, other: Dim) -> Dim {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (dim, Dim::Num(0)) | (Dim::Num(0), dim) => dim,
+            (a, b) => fold(if a <= b { DimExpr::Max(a, b) } else { DimExpr::Max(b, a) }),
+        }
+    }
+
+    /// Whether two extents are known to be different: both are numbers, and not the same. (Symbols may turn out to be equal; what is then wrong
+    /// is found when they have values, by [`Graph::extents`](crate::Graph::extents).)
+    #[must_use]
+    pub fn differs(&self, other: &Dim) -> bool {
+        matches!((self, other), (Dim::Num(a), Dim::Num(b)) if a != b)
+    }
+
+    /// With the symbols that have values replaced by these; an expression that has none under them (it would be negative) stays as it is.
+    #[must_use]
+    pub fn bind(&self, bindings: &Bindings) -> Dim {
+        match self {
+            Dim::Num(n) => Dim::Num(*n),
+            Dim::Sym(symbol) => bindings.get(symbol).map_or_else(|| self.clone(), Dim::Num),
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                fold(expr.with(a.bind(bindings), b.bind(bindings)))
+            }
+        }
+    }
+
+    /// With symbols replaced by expressions.
+    #[must_use]
+    pub fn substitute(&self, of: &dyn Fn(&str) -> Option<Dim>) -> Dim {
+        match self {
+            Dim::Num(n) => Dim::Num(*n),
+            Dim::Sym(symbol) => of(symbol).unwrap_or_else(|| self.clone()),
+            Dim::Expr(expr) => {
+                let (a, b) = expr.operands();
+                let (a, b) = (a.substitute(of), b.substitute(of));
+                match &**expr {
+                    DimExpr::Add(..) => a.add(b),
+                    DimExpr::Sub(..) => a.sub(b),
+                    DimExpr::Mul(..) => a.mul(b),
+                    DimExpr::Div(..) => a.div(b),
+                    DimExpr::DivCeil(..) => a.div_ceil(b),
+                    DimExpr::Min(..) => a.min(b),
+                    DimExpr::Max(..) => a.max(b),
+                }
+            }
         }
     }
 
@@ -216,6 +321,19 @@ impl DimExpr {
         use DimExpr::*;
         match self {
             Add(a, b) | Sub(a, b) | Mul(a, b) | Div(a, b) | DivCeil(a, b) | Min(a, b) | Max(a, b) => (a, b),
+        }
+    }
+
+    /// The same operation on other operands.
+    fn with(&self, a: Dim, b: Dim) -> DimExpr {
+        match self {
+            DimExpr::Add(..) => DimExpr::Add(a, b),
+            DimExpr::Sub(..) => DimExpr::Sub(a, b),
+            DimExpr::Mul(..) => DimExpr::Mul(a, b),
+            DimExpr::Div(..) => DimExpr::Div(a, b),
+            DimExpr::DivCeil(..) => DimExpr::DivCeil(a, b),
+            DimExpr::Min(..) => DimExpr::Min(a, b),
+            DimExpr::Max(..) => DimExpr::Max(a, b),
         }
     }
 

@@ -187,6 +187,13 @@ impl DType {
         matches!(self, DType::Block(_))
     }
 
+    /// Whether this is a plain integer type (not `bool`).
+    #[must_use]
+    pub const fn is_int(self) -> bool {
+        use DType::*;
+        matches!(self, I64 | I32 | I16 | I8 | U64 | U32 | U16 | U8 | I4 | U4)
+    }
+
     /// Whether this is a plain floating-point type.
     #[must_use]
     pub const fn is_float(self) -> bool {

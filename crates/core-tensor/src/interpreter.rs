@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dim::{Bindings, Dim, eval_shape};
 use crate::graph::{Graph, GraphError, StateDecl, StateId, ValueId, ValueSource, ValueType};
 use crate::host_state::HostStates;
-use crate::op::{Inference, Op, OpError};
+use crate::op::{Inference, Numbers, Op, OpError};
 use crate::{DType, Element, Tensor, TensorError};
 
 /// Why a reference run failed.
@@ -73,8 +73,27 @@ impl Interpreter {
     /// # Errors
     /// When inputs do not fit, a node fails or a weight cannot be read.
     pub fn run(&self, states: &mut HostStates, inputs: &[Tensor]) -> Result<Vec<Tensor>, InterpreterError> {
+        self.run_bound(states, self.graph.bind_inputs(inputs)?, inputs)
+    }
+
+    /// Runs a graph without states inside of another one, whose symbols have these values.
+    ///
+    /// # Errors
+    /// As [`Interpreter::run`].
+    pub fn run_within(&self, outer: &Bindings, inputs: &[Tensor]) -> Result<Vec<Tensor>, InterpreterError> {
+        let bindings = self.graph.bind_inputs_within(outer, inputs)?;
+        let mut states = HostStates::new(&self.graph, 0, &bindings)
+            .map_err(|e| InterpreterError::Weight { name: self.graph.name().to_owned(), reason: e.to_string() })?;
+        self.run_bound(&mut states, bindings, inputs)
+    }
+
+    fn run_bound(
+        &self,
+        states: &mut HostStates,
+        mut bindings: Bindings,
+        inputs: &[Tensor],
+    ) -> Result<Vec<Tensor>, InterpreterError> {
         let graph = &*self.graph;
-        let bindings = graph.bind_inputs(inputs)?;
         let mut values: Vec<Option<Tensor>> = vec![None; graph.values().len()];
         for (id, tensor) in graph.inputs().iter().zip(inputs) {
             values[id.index()] = Some(tensor.clone());
@@ -92,8 +111,9 @@ impl Interpreter {
                 ValueType::Token(state) => Some(state),
                 ValueType::Tensor { .. } => None,
             };
+            let op = node.op.bind(&bindings);
             let mut cx = Evaluation {
-                op: &node.op,
+                op: &op,
                 inputs: node.inputs.iter().map(|id| id.and_then(|id| values[id.index()].clone())).collect(),
                 tokens: node.inputs.iter().map(|id| id.as_ref().and_then(token)).collect(),
                 declared: graph.states(),
@@ -102,10 +122,11 @@ impl Interpreter {
                 states,
                 quantize_activations: self.quantize_activations,
             };
-            node.op.eval(&mut cx).map_err(failed)?;
+            op.eval(&mut cx).map_err(failed)?;
             let outputs = cx.outputs;
             for (id, tensor) in node.outputs.iter().zip(outputs) {
                 if let (Some((dtype, shape)), Some(tensor)) = (graph.tensor_type(*id), &tensor) {
+                    bindings.bind_shape(shape, tensor.shape());
                     let shape = eval_shape(shape, &bindings).map_err(|e| failed(e.into()))?;
                     if tensor.dtype() != dtype || tensor.shape() != shape {
                         return Err(failed(OpError::Shape(format!("computed {tensor:?}, {dtype} {shape:?} expected"))));
@@ -122,26 +143,55 @@ impl Interpreter {
 /// The values of a graph that depend on nothing but weights are constant; this evaluates one node of such inputs.
 ///
 /// # Errors
-/// When the operator fails, has an effect, or has an input that is no tensor.
+/// When the operator fails, has an effect, or has an input that is no weight.
 pub fn evaluate_constant(graph: &Graph, node: &crate::Node) -> Result<Vec<Tensor>, InterpreterError> {
-    let mut small = Graph::new(&node.name);
     let mut inputs = Vec::new();
     for id in &node.inputs {
         inputs.push(match id {
             None => None,
             Some(id) => match &graph.value(*id).source {
-                ValueSource::Weight(weight) => Some(small.weight(&graph.value(*id).name, weight.clone())),
+                ValueSource::Weight(weight) => Some(weight.to_tensor().map_err(|e| InterpreterError::Weight {
+                    name: graph.value(*id).name.clone(),
+                    reason: e.to_string(),
+                })?),
                 ValueSource::Input | ValueSource::Node => {
                     return Err(GraphError::Order { node: node.name.clone(), value: *id }.into());
                 }
             },
         });
     }
-    let outputs = small.add_node(&node.name, node.op.clone(), inputs)?;
-    outputs.into_iter().for_each(|output| small.output(output));
-    let mut none = HostStates::new(&small, 0, &Bindings::new())
-        .map_err(|e| InterpreterError::Weight { name: node.name.clone(), reason: e.to_string() })?;
-    Interpreter::new(Arc::new(small)).run(&mut none, &[])
+    let failed = |source| InterpreterError::Node { node: node.name.clone(), op: node.op.name(), source };
+    evaluate(&node.op, &inputs, &Bindings::new()).map_err(failed)
+}
+
+/// One operator's reference implementation on tensors: what backends fall back to, and what importers fold constants with. Symbols in its
+/// attributes get their values from `bindings`.
+///
+/// # Errors
+/// When the operator refuses the inputs or fails, or works on states.
+pub fn evaluate(op: &Op, inputs: &[Option<Tensor>], bindings: &Bindings) -> Result<Vec<Tensor>, OpError> {
+    let op = op.bind(bindings);
+    let types: Vec<Option<ValueType>> = inputs.iter().map(|input| input.as_ref().map(tensor_type)).collect();
+    let given: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
+    let count = op.infer(&Inference { inputs: &given, states: &[] })?.len();
+    let stateless = || OpError::DType { input: 0, expected: "tensors", found: "a state".into() };
+    let mut states = HostStates::new(&Graph::new(""), 0, bindings).map_err(|_| stateless())?;
+    let mut cx = Evaluation {
+        op: &op,
+        inputs: inputs.to_vec(),
+        tokens: vec![None; inputs.len()],
+        declared: &[],
+        bindings,
+        outputs: vec![None; count],
+        states: &mut states,
+        quantize_activations: false,
+    };
+    op.eval(&mut cx)?;
+    cx.outputs.into_iter().map(|output| output.ok_or_else(stateless)).collect()
+}
+
+fn tensor_type(tensor: &Tensor) -> ValueType {
+    ValueType::Tensor { dtype: tensor.dtype(), shape: tensor.shape().iter().map(|n| Dim::Num(*n)).collect() }
 }
 
 impl Evaluation<'_> {
@@ -183,26 +233,19 @@ impl Evaluation<'_> {
             .zip(&self.tokens)
             .map(|(input, token)| match (input, token) {
                 (_, Some(state)) => Some(ValueType::Token(*state)),
-                (Some(tensor), None) => {
-                    let shape = tensor.shape().iter().map(|n| Dim::Num(*n)).collect();
-                    Some(ValueType::Tensor { dtype: tensor.dtype(), shape })
-                }
+                (Some(tensor), None) => Some(tensor_type(tensor)),
                 (None, None) => None,
             })
             .collect();
         let inputs: Vec<Option<&ValueType>> = types.iter().map(Option::as_ref).collect();
         let outputs = self.op.infer(&Inference { inputs: &inputs, states: self.declared })?;
         match outputs.get(output).and_then(ValueType::as_tensor) {
-            Some((dtype, shape)) => Ok((dtype, crate::op::concrete(shape, &Bindings::new())?)),
+            Some((dtype, shape)) => Ok((dtype, crate::op::concrete(shape, self.bindings)?)),
             None => Err(OpError::Arity { expected: "a tensor output", found: output }),
         }
     }
 
     pub(crate) fn output_shape(&self, output: usize) -> Result<Vec<usize>, OpError> {
-        // A reshape's target names symbols itself; what other operators give follows from their inputs' actual extents.
-        if let Op::Reshape(reshape) = self.op {
-            return crate::op::concrete(&reshape.shape, self.bindings);
-        }
         Ok(self.output_type(output)?.1)
     }
 
@@ -231,6 +274,17 @@ impl Evaluation<'_> {
             return Err(TensorError::WrongDType { expected: dtype, found: T::DTYPE }.into());
         }
         self.put_tensor(output, Tensor::from_slice(&shape, elements)?)
+    }
+
+    /// Stores numbers with the dtype and shape that the shape rule gives.
+    pub(crate) fn put_numbers(&mut self, output: usize, numbers: &Numbers) -> Result<(), OpError> {
+        let (dtype, shape) = self.output_type(output)?;
+        self.put_tensor(output, numbers.store(dtype, &shape)?)
+    }
+
+    /// The values of symbols.
+    pub(crate) fn bindings(&self) -> &Bindings {
+        self.bindings
     }
 
     pub(crate) fn put_f32(&mut self, output: usize, elements: &[f32]) -> Result<(), OpError> {

@@ -47,7 +47,7 @@ pub use graph::{
     Graph, GraphError, Node, Rewriter, RowInputs, StateDecl, StateId, Value, ValueId, ValueSource, ValueType,
 };
 pub use host_state::{HostStates, SlotSnapshot, StateError, StateLayout, StateRows};
-pub use interpreter::{Interpreter, InterpreterError, evaluate_constant};
+pub use interpreter::{Interpreter, InterpreterError, evaluate, evaluate_constant};
 pub use plan::{BufferRequest, DeviceMemory, MemoryEstimate, MemoryPlan};
 pub use reference::ReferenceBackend;
 pub use slots::Slots;

@@ -444,10 +444,18 @@ impl Graph {
     /// # Errors
     /// When count, dtype, rank or an extent is not what the graph says.
     pub fn bind_inputs(&self, tensors: &[Tensor]) -> Result<Bindings, GraphError> {
+        self.bind_inputs_within(&Bindings::new(), tensors)
+    }
+
+    /// The same for a subgraph, where the symbols of the graph around it have values.
+    ///
+    /// # Errors
+    /// As [`Graph::bind_inputs`].
+    pub fn bind_inputs_within(&self, outer: &Bindings, tensors: &[Tensor]) -> Result<Bindings, GraphError> {
         if tensors.len() != self.inputs.len() {
             return Err(GraphError::InputCount { expected: self.inputs.len(), found: tensors.len() });
         }
-        let mut bindings = Bindings::new();
+        let mut bindings = outer.clone();
         for (id, tensor) in self.inputs.iter().zip(tensors) {
             let value = self.value(*id);
             let fits = value.ty.as_tensor().is_some_and(|(dtype, shape)| {
@@ -461,7 +469,10 @@ impl Graph {
                                 true
                             }
                         },
-                        Dim::Num(_) | Dim::Expr(_) => dim.eval(&bindings).is_ok_and(|n| n == *extent),
+                        Dim::Num(_) | Dim::Expr(_) => {
+                            bindings.bind_shape(std::slice::from_ref(dim), std::slice::from_ref(extent));
+                            dim.eval(&bindings).is_ok_and(|n| n == *extent)
+                        }
                     })
             });
             if !fits {
@@ -473,6 +484,52 @@ impl Graph {
             }
         }
         Ok(bindings)
+    }
+
+    /// Every value's extents under these bindings (empty for state tokens), with each operator's shape rule applied to numbers: what symbols could
+    /// hide is found here. Kernels rely on it.
+    ///
+    /// # Errors
+    /// When a symbol has no value, or the extents do not fit an operator.
+    pub fn extents(&self, bindings: &Bindings) -> Result<Vec<Vec<usize>>, GraphError> {
+        let mut types: Vec<ValueType> = Vec::with_capacity(self.values.len());
+        let mut extents = Vec::with_capacity(self.values.len());
+        for value in &self.values {
+            match &value.ty {
+                ValueType::Tensor { dtype, shape } => {
+                    let shape = crate::dim::eval_shape(shape, bindings)?;
+                    types.push(ValueType::Tensor { dtype: *dtype, shape: shape.iter().map(|n| Dim::Num(*n)).collect() });
+                    extents.push(shape);
+                }
+                token @ ValueType::Token(_) => {
+                    types.push(token.clone());
+                    extents.push(Vec::new());
+                }
+            }
+        }
+        for node in &self.nodes {
+            let inputs: Vec<Option<&ValueType>> = node.inputs.iter().map(|id| id.map(|id| &types[id.index()])).collect();
+            let op = node.op.bind(bindings);
+            let failed = |source| GraphError::Op { node: node.name.clone(), op: node.op.name(), source };
+            let outputs = op.infer(&Inference { inputs: &inputs, states: &self.states }).map_err(failed)?;
+            for (id, ty) in node.outputs.iter().zip(outputs) {
+                let known = match &ty {
+                    ValueType::Tensor { dtype, shape } => {
+                        ValueType::Tensor { dtype: *dtype, shape: shape.iter().map(|dim| dim.bind(bindings)).collect() }
+                    }
+                    token @ ValueType::Token(_) => token.clone(),
+                };
+                if known != types[id.index()] {
+                    return Err(GraphError::Type {
+                        node: node.name.clone(),
+                        value: *id,
+                        recorded: types[id.index()].to_string(),
+                        inferred: known.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(extents)
     }
 
     /// The stable text of the graph: what snapshots hold.

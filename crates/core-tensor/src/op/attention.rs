@@ -117,3 +117,20 @@ impl Operator for Attention {
         cx.put_f32(0, &y)
     }
 }
+
+/// Scaled dot-product attention over tensors (encoders, cross-attention; ONNX Attention), grouped-query heads.
+///
+/// Inputs: q f32 `[batch, tokens, heads, head_dim]`; k f32 `[batch, n, n_kv, head_dim]`; v f32 `[batch, n, n_kv, v_dim]`; optionally a mask that
+/// broadcasts to `[batch, heads, tokens, n]`, f32 (added to the scaled scores) or bool (false: not seen).
+/// Output: f32 `[batch, tokens, heads, v_dim]`. A row that sees nothing (all scores -∞) gives zeros.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorAttention {
+    /// What dot products are multiplied with, usually `1/sqrt(head_dim)`.
+    pub scale: f32,
+    /// Whether query `i` sees keys `0..=i + (n - tokens)` only (the last query sees all).
+    pub causal: bool,
+    /// If given, scores become `softcap * tanh(score / softcap)` before the mask.
+    pub softcap: Option<f32>,
+}
+
+super::pending!(TensorAttention, "TensorAttention");

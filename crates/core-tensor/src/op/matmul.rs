@@ -91,3 +91,12 @@ pub fn quantize_row_q8(row: &mut [f32]) {
         }
     }
 }
+
+/// Product of integer matrices (ONNX MatMulInteger): exact, i32.
+///
+/// Inputs: A u8 or i8 `[..., m, k]`; B u8 or i8 `[..., k, n]`; optionally A's zero point, scalar or `[m]` (or `[..., m, 1]`), of A's dtype; optionally
+/// B's zero point, scalar or `[n]` (or `[..., 1, n]`), of B's dtype. Output: i32 `[..., m, n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatMulInteger;
+
+super::pending!(MatMulInteger, "MatMulInteger");

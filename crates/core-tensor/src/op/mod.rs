@@ -11,29 +11,71 @@ use crate::dim::{Bindings, Dim, DimError, Shape};
 use crate::graph::{StateDecl, StateId, ValueType};
 use crate::{DType, TensorError};
 
+/// An operator whose shape rule and reference implementation are still to come.
+macro_rules! pending {
+    ($t:ident, $name:literal $(, $dim:ident)?) => { super::pending!(@ $t, $name); };
+    ($t:ident, $name:literal, [$dims:ident]) => { super::pending!(@ $t, $name); };
+    (@ $t:ident, $name:literal) => {
+        impl Operator for $t {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn infer(&self, _: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+                Err(OpError::Custom(concat!($name, " is not there yet").into()))
+            }
+
+            fn eval(&self, _: &mut Evaluation<'_>) -> Result<(), OpError> {
+                Err(OpError::Custom(concat!($name, " is not there yet").into()))
+            }
+        }
+    };
+}
+pub(crate) use pending;
+
 mod attention;
+mod control;
+mod conv;
 mod custom;
 mod elementwise;
 mod gather;
 mod matmul;
 mod norm;
+mod numbers;
+mod pool;
+mod quantize;
+mod random;
+mod recurrent;
 mod reduce;
+mod resize;
 mod rope;
 mod shape;
+mod signal;
 mod state;
 
-pub use attention::Attention;
+pub use attention::{Attention, TensorAttention};
+pub use control::{If, Loop};
+pub use conv::{Conv, ConvInteger, ConvTranspose, DeformConv, Window};
 pub use custom::CustomOp;
-pub use elementwise::{Binary, GatedActivation, Unary};
-pub use gather::Gather;
-pub use matmul::{MatMul, quantize_row_q8};
-pub use norm::RmsNormalization;
-pub use reduce::{ArgMax, Reduce, ReduceKind, Softmax, TopK};
+pub use elementwise::{Binary, GatedActivation, Scalar, Unary, Where};
+pub use gather::{
+    Gather, GatherElements, GatherNd, NonMaxSuppression, NonZero, ScatterElements, ScatterNd, ScatterReduction, Unique,
+};
+pub use matmul::{MatMul, MatMulInteger, quantize_row_q8};
+pub use norm::{GroupNormalization, LayerNormalization, Lrn, RmsNormalization};
+pub use pool::{Pool, PoolKind, RoiAlign};
+pub use quantize::{DequantizeLinear, DynamicQuantizeLinear, Granularity, QuantizeLinear};
+pub use random::{Distribution, Random};
+pub use recurrent::{Cell, Direction, Gate, Recurrent};
+pub use reduce::{ArgMax, CumSum, LogSoftmax, Reduce, ReduceKind, Softmax, Sort, TopK};
+pub use resize::{Col2Im, CoordinateMode, GridMode, GridPadding, GridSample, NearestMode, Resize, ResizeMode};
 pub use rope::{RopeScaling, RotaryEmbedding, rope_table};
-pub use shape::{Cast, Concat, Reshape, Slice, Transpose};
+pub use shape::{Cast, Concat, Expand, ExtentValues, Pad, PadMode, Range, Reshape, Slice, Transpose, Trilu};
+pub use signal::Dft;
 pub use state::StateWrite;
 
 pub(crate) use crate::interpreter::Evaluation;
+pub(crate) use numbers::Numbers;
 
 /// An operator with its attributes.
 #[derive(Clone, Debug)]
@@ -74,6 +116,82 @@ pub enum Op {
     Concat(Concat),
     /// Converts the element type.
     Cast(Cast),
+    /// Scaled dot-product attention over tensors.
+    TensorAttention(TensorAttention),
+    /// Product of integer matrices.
+    MatMulInteger(MatMulInteger),
+    /// Chooses between two operands, element by element.
+    Where(Where),
+    /// Broadcasts to a shape.
+    Expand(Expand),
+    /// Adds elements around.
+    Pad(Pad),
+    /// Extents as numbers.
+    ExtentValues(ExtentValues),
+    /// Numbers at equal steps.
+    Range(Range),
+    /// One side of a diagonal.
+    Trilu(Trilu),
+    /// Takes single elements along one extent.
+    GatherElements(GatherElements),
+    /// Takes slices at index tuples.
+    GatherNd(GatherNd),
+    /// Replaces single elements along one extent.
+    ScatterElements(ScatterElements),
+    /// Replaces slices at index tuples.
+    ScatterNd(ScatterNd),
+    /// Where elements are not zero.
+    NonZero(NonZero),
+    /// Boxes that do not overlap much.
+    NonMaxSuppression(NonMaxSuppression),
+    /// Different elements.
+    Unique(Unique),
+    /// Logarithm of the softmax along the last extent.
+    LogSoftmax(LogSoftmax),
+    /// Sorts along the last extent.
+    Sort(Sort),
+    /// Running sums along one extent.
+    CumSum(CumSum),
+    /// Normalization to mean 0 and variance 1 of the last extent.
+    LayerNormalization(LayerNormalization),
+    /// The same over groups of channels.
+    GroupNormalization(GroupNormalization),
+    /// Local response normalization.
+    Lrn(Lrn),
+    /// Convolution.
+    Conv(Conv),
+    /// Convolution of integers.
+    ConvInteger(ConvInteger),
+    /// Transposed convolution.
+    ConvTranspose(ConvTranspose),
+    /// Deformable convolution.
+    DeformConv(DeformConv),
+    /// Pooling over windows.
+    Pool(Pool),
+    /// Pooling over regions of interest.
+    RoiAlign(RoiAlign),
+    /// Resampling.
+    Resize(Resize),
+    /// Samples at given places.
+    GridSample(GridSample),
+    /// Adds overlapping blocks up.
+    Col2Im(Col2Im),
+    /// RNN, GRU, LSTM.
+    Recurrent(Recurrent),
+    /// Quantizes.
+    QuantizeLinear(QuantizeLinear),
+    /// Undoes it.
+    DequantizeLinear(DequantizeLinear),
+    /// Quantizes by the range of the data.
+    DynamicQuantizeLinear(DynamicQuantizeLinear),
+    /// Discrete Fourier transform.
+    Dft(Dft),
+    /// Pseudo-random numbers.
+    Random(Random),
+    /// Runs one of two subgraphs.
+    If(If),
+    /// Runs a subgraph again and again.
+    Loop(Loop),
     /// A user's operator.
     Custom(Arc<dyn CustomOp>),
 }
@@ -127,6 +245,14 @@ pub enum OpError {
     /// A tensor could not be made or read.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A subgraph failed.
+    #[error("subgraph {graph:?}: {reason}")]
+    Subgraph {
+        /// The subgraph.
+        graph: String,
+        /// What failed in it.
+        reason: String,
+    },
     /// A user's operator failed.
     #[error("{0}")]
     Custom(String),
@@ -212,6 +338,11 @@ pub(crate) trait Operator {
 
     fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError>;
 
+    /// The same operator with the symbols in its attributes that have values replaced by these; `None` if it has no such attributes.
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        None
+    }
+
     /// The reference: plain loops, obviously right, f32 accumulation. Never tuned.
     fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError>;
 }
@@ -237,6 +368,44 @@ impl Op {
             Op::Slice(op) => op,
             Op::Concat(op) => op,
             Op::Cast(op) => op,
+            Op::TensorAttention(op) => op,
+            Op::MatMulInteger(op) => op,
+            Op::Where(op) => op,
+            Op::Expand(op) => op,
+            Op::Pad(op) => op,
+            Op::ExtentValues(op) => op,
+            Op::Range(op) => op,
+            Op::Trilu(op) => op,
+            Op::GatherElements(op) => op,
+            Op::GatherNd(op) => op,
+            Op::ScatterElements(op) => op,
+            Op::ScatterNd(op) => op,
+            Op::NonZero(op) => op,
+            Op::NonMaxSuppression(op) => op,
+            Op::Unique(op) => op,
+            Op::LogSoftmax(op) => op,
+            Op::Sort(op) => op,
+            Op::CumSum(op) => op,
+            Op::LayerNormalization(op) => op,
+            Op::GroupNormalization(op) => op,
+            Op::Lrn(op) => op,
+            Op::Conv(op) => op,
+            Op::ConvInteger(op) => op,
+            Op::ConvTranspose(op) => op,
+            Op::DeformConv(op) => op,
+            Op::Pool(op) => op,
+            Op::RoiAlign(op) => op,
+            Op::Resize(op) => op,
+            Op::GridSample(op) => op,
+            Op::Col2Im(op) => op,
+            Op::Recurrent(op) => op,
+            Op::QuantizeLinear(op) => op,
+            Op::DequantizeLinear(op) => op,
+            Op::DynamicQuantizeLinear(op) => op,
+            Op::Dft(op) => op,
+            Op::Random(op) => op,
+            Op::If(op) => op,
+            Op::Loop(op) => op,
             Op::Custom(op) => op,
         }
     }
@@ -259,6 +428,22 @@ impl Op {
     /// When the operator refuses its inputs.
     pub fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
         self.operator().infer(cx)
+    }
+
+    /// The same operator with the symbols in its attributes that have values replaced by these.
+    #[must_use]
+    pub fn bind(&self, bindings: &Bindings) -> Op {
+        self.operator().bind(bindings).unwrap_or_else(|| self.clone())
+    }
+
+    /// Subgraphs, which the host interprets.
+    #[must_use]
+    pub fn subgraphs(&self) -> Vec<&Arc<crate::Graph>> {
+        match self {
+            Op::If(op) => vec![&op.then_branch, &op.else_branch],
+            Op::Loop(op) => vec![&op.body],
+            _ => Vec::new(),
+        }
     }
 
     /// The reference implementation.
@@ -308,6 +493,12 @@ pub(crate) fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Shape, OpError> {
             (x, y) if x == y => Ok(x),
             (x, y) if x == one => Ok(y),
             (x, y) if y == one => Ok(x),
+            // A symbol may turn out to be 1; what is wrong is found when it has a value.
+            (x, y) if !x.differs(&y) => Ok(match (x.as_num(), y.as_num()) {
+                (Some(_), None) => x,
+                (None, Some(_)) => y,
+                _ => x.max(y),
+            }),
             _ => Err(OpError::Shape(format!("shapes {} and {} do not broadcast", show(a), show(b)))),
         })
         .collect()

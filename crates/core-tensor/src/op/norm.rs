@@ -43,3 +43,41 @@ impl Operator for RmsNormalization {
         cx.put_f32(0, &x)
     }
 }
+
+/// `y = (x - mean) / sqrt(variance + epsilon) * w + b` over the last extent (ONNX LayerNormalization with axis -1; Ba et al. 2016). The variance is
+/// that of the population.
+///
+/// Inputs: `x` f32 `[..., n]`; optionally `w` f32 `[n]`; optionally `b` f32 `[n]`. Output: f32, as `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerNormalization {
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// Normalization over groups of channels and all spatial extents (ONNX GroupNormalization; with as many groups as channels InstanceNormalization).
+///
+/// Inputs: `x` f32 `[batch, channels, spatial...]`; optionally `w` f32 `[channels]`; optionally `b` f32 `[channels]`. Output: f32, as `x`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNormalization {
+    /// Groups of channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// `y = x / (bias + alpha / size * Σ x²)^beta` over a window of `size` channels (ONNX LRN). Input: f32 `[batch, channels, ...]`. Output: as input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lrn {
+    /// Channels of the window.
+    pub size: usize,
+    /// Factor.
+    pub alpha: f32,
+    /// Exponent.
+    pub beta: f32,
+    /// Offset.
+    pub bias: f32,
+}
+
+super::pending!(LayerNormalization, "LayerNormalization");
+super::pending!(GroupNormalization, "GroupNormalization");
+super::pending!(Lrn, "LRN");
