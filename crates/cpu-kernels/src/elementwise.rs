@@ -193,7 +193,7 @@ fn binary<S: Simd>(s: S, op: Binary, a: S::F, b: S::F) -> S::F {
         Binary::Sub => s.f_sub(a, b),
         Binary::Mul => s.f_mul(a, b),
         Binary::Div => s.f_div(a, b),
-        Binary::Min | Binary::Max | Binary::Pow => {
+        _ => {
             let (mut x, mut y) = ([0.0f32; 16], [0.0f32; 16]);
             // SAFETY: no vector has more than 16 lanes.
             unsafe {

@@ -88,7 +88,7 @@ pub(crate) fn unary<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
             let inner = s.f_mul(s.f_mul(s.f_splat(0.797_884_6), x), s.f_fma(s.f_splat(0.044_715), x2, s.f_splat(1.0)));
             s.f_mul(s.f_mul(s.f_splat(0.5), x), s.f_add(s.f_splat(1.0), tanh(s, inner)))
         }
-        Unary::Exp | Unary::Log | Unary::Sqrt | Unary::Gelu => {
+        _ => {
             let mut lanes = [0.0f32; 16];
             // SAFETY: no vector has more than 16 lanes.
             unsafe {

@@ -183,6 +183,8 @@ pub(crate) struct RunContext<'a> {
     pub(crate) worker: Worker<'a>,
     pub(crate) level: Level,
     pub(crate) weights: &'a CpuWeights,
+    /// The values of symbols.
+    pub(crate) bindings: &'a Bindings,
     program: &'a CpuProgram,
     shapes: &'a [Vec<usize>],
     pointers: &'a [*mut u8],
@@ -262,11 +264,7 @@ impl CpuProgram {
         {
             return Ok(shapes.clone());
         }
-        let shapes = self.graph.values().iter().map(|value| match value.ty.as_tensor() {
-            Some((_, shape)) => eval_shape(shape, bindings),
-            None => Ok(Vec::new()),
-        });
-        let shapes = Arc::new(shapes.collect::<Result<Extents, _>>().map_err(core_tensor::GraphError::from)?);
+        let shapes = Arc::new(self.graph.extents(bindings)?);
         // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does.
         for (id, (shape, largest)) in self.graph.value_ids().zip(shapes.iter().zip(&self.largest)) {
             if shape.iter().zip(largest).any(|(extent, largest)| extent > largest) {
@@ -341,6 +339,7 @@ impl Program for CpuProgram {
                 worker,
                 level: self.level,
                 weights,
+                bindings: &bindings,
                 program: self,
                 shapes: &shapes,
                 pointers: pointers.get(),

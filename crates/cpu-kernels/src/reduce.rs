@@ -165,6 +165,8 @@ impl Kernel for ReduceRow {
             ReduceKind::Max => s.f_reduce_max(acc).max(tail),
             ReduceKind::Sum => s.f_reduce_add(acc) + tail,
             ReduceKind::Mean => (s.f_reduce_add(acc) + tail) / self.n as f32,
+            // SAFETY: x holds n elements.
+            kind => kind.apply(unsafe { std::slice::from_raw_parts(self.x, self.n) }),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use core_tensor::op::{CustomOp, OpError};
+use core_tensor::op::{CustomOp, Op, OpError};
 use core_tensor::{DType, Tensor, ValueId};
 
 use crate::program::{RunContext, Step};
@@ -90,6 +90,8 @@ impl Step for Move {
 pub(crate) enum Whole {
     /// Converts the element type.
     Cast { x: ValueId, from: DType, y: ValueId, to: DType },
+    /// An operator without a kernel, by its reference implementation.
+    Reference { op: Op, inputs: Vec<Option<(ValueId, DType)>>, outputs: Vec<(ValueId, DType)> },
     /// A user's operator.
     Custom { op: Arc<dyn CustomOp>, inputs: Vec<(ValueId, DType)>, outputs: Vec<(ValueId, DType)> },
 }
@@ -98,6 +100,10 @@ impl Step for Whole {
     fn describe(&self) -> String {
         match self {
             Whole::Cast { x, y, to, .. } => format!("Cast {to} {x} -> {y}"),
+            Whole::Reference { op, outputs, .. } => {
+                let outputs: Vec<String> = outputs.iter().map(|(id, _)| id.to_string()).collect();
+                format!("Reference {}{} -> {}", op.name(), op.attributes(), outputs.join(", "))
+            }
             Whole::Custom { op, .. } => format!("Custom {}", op.name()),
         }
     }
@@ -108,6 +114,12 @@ impl Step for Whole {
         }
         let result = match self {
             Whole::Cast { x, from, y, to } => cast(cx, *x, *from, *y, *to),
+            Whole::Reference { op, inputs, outputs } => {
+                let inputs = inputs.iter().map(|input| input.map(|(id, dtype)| load(cx, id, dtype)).transpose());
+                inputs.collect::<Result<Vec<_>, _>>().and_then(|inputs| {
+                    guarded(cx, op.name(), outputs, || core_tensor::evaluate(op, &inputs, cx.bindings))
+                })
+            }
             Whole::Custom { op, inputs, outputs } => custom(cx, &**op, inputs, outputs),
         };
         if let Err(error) = result {
@@ -155,16 +167,25 @@ fn custom(
     outputs: &[(ValueId, DType)],
 ) -> Result<(), OpError> {
     let inputs: Vec<Tensor> = inputs.iter().map(|(id, dtype)| load(cx, *id, *dtype)).collect::<Result<_, _>>()?;
+    guarded(cx, op.name(), outputs, || op.run(&inputs))
+}
+
+/// Runs a function that gives whole tensors, and stores these.
+fn guarded(
+    cx: &RunContext<'_>,
+    name: &str,
+    outputs: &[(ValueId, DType)],
+    run: impl FnOnce() -> Result<Vec<Tensor>, OpError>,
+) -> Result<(), OpError> {
     // Other threads may wait for this one: a panic must not keep it from the next barrier.
-    let run = std::panic::AssertUnwindSafe(|| op.run(&inputs));
-    let results =
-        std::panic::catch_unwind(run).unwrap_or_else(|_| Err(OpError::Custom(format!("{} panicked", op.name()))))?;
+    let run = std::panic::AssertUnwindSafe(run);
+    let results = std::panic::catch_unwind(run).unwrap_or_else(|_| Err(OpError::Custom(format!("{name} panicked"))))?;
     for (i, (id, dtype)) in outputs.iter().enumerate() {
         let expected = cx.view(*id).shape;
         match results.get(i) {
             Some(tensor) if tensor.dtype() == *dtype && tensor.shape() == expected => store(cx, *id, tensor),
             other => {
-                return Err(OpError::Custom(format!("{} gave {other:?}, {dtype} {expected:?} expected", op.name())));
+                return Err(OpError::Custom(format!("{name} gave {other:?}, {dtype} {expected:?} expected")));
             }
         }
     }

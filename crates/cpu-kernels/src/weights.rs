@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
+use crate::compile::{has_kernel, is_linear};
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::threads::ThreadPool;
 
@@ -64,10 +65,10 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
             let Some(id) = input.filter(|id| graph.weight_of(*id).is_some()) else { continue };
             let uses = all.entry(id).or_default();
             match (&node.op, i) {
-                (Op::MatMul(op), 1) if op.transpose_b => uses.matrix = true,
-                (Op::MatMul(_), 1) => uses.transposed_matrix = true,
+                (Op::MatMul(op), 1) if is_linear(graph, node) && op.transpose_b => uses.matrix = true,
+                (Op::MatMul(_), 1) if is_linear(graph, node) => uses.transposed_matrix = true,
                 // Of a vector each element is a row, and not one of the weight's.
-                (Op::Gather(_), 0) => match graph.weight_of(id) {
+                (Op::Gather(_), 0) if has_kernel(graph, node) => match graph.weight_of(id) {
                     Some(weight) if weight.shape().len() > 1 => uses.table = true,
                     _ => uses.plain = true,
                 },

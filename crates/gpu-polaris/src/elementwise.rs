@@ -2,8 +2,9 @@
 
 use core_tensor::op::{Binary, Unary};
 
-pub(crate) fn unary_code(op: Unary) -> u32 {
-    match op {
+/// `None` where shaders do not know the function.
+pub(crate) fn unary_code(op: Unary) -> Option<u32> {
+    Some(match op {
         Unary::Neg => 0,
         Unary::Abs => 1,
         Unary::Exp => 2,
@@ -17,11 +18,13 @@ pub(crate) fn unary_code(op: Unary) -> u32 {
         Unary::Gelu => 10,
         Unary::GeluTanh => 11,
         Unary::GeluQuick => 12,
-    }
+        _ => return None,
+    })
 }
 
-pub(crate) fn binary_code(op: Binary) -> u32 {
-    match op {
+/// `None` where shaders do not know the function.
+pub(crate) fn binary_code(op: Binary) -> Option<u32> {
+    Some(match op {
         Binary::Add => 0,
         Binary::Sub => 1,
         Binary::Mul => 2,
@@ -29,5 +32,6 @@ pub(crate) fn binary_code(op: Binary) -> u32 {
         Binary::Max => 4,
         Binary::Min => 5,
         Binary::Pow => 6,
-    }
+        _ => return None,
+    })
 }

@@ -61,7 +61,7 @@ fn passes_through(graph: &Graph, node: &Node) -> Option<ValueId> {
                 Binary::Sub => (0.0, false),
                 Binary::Mul => (1.0, true),
                 Binary::Div | Binary::Pow => (1.0, false),
-                Binary::Min | Binary::Max => return None,
+                _ => return None,
             };
             if same_type(a) && is(b, neutral) {
                 return Some(a);

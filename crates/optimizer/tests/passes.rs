@@ -88,7 +88,7 @@ fn identities_are_taken_out_and_reshapes_joined() {
     x = graph.add("reshape", Op::Reshape(same), &[x]).unwrap();
     x = graph.add("cast", Op::Cast(Cast { to: DType::F32 }), &[x]).unwrap();
     x = graph.add("transpose", Op::Transpose(Transpose { perm: vec![0, 1] }), &[x]).unwrap();
-    x = graph.add("slice", Op::Slice(Slice { axis: 1, start: 0, end: 4 }), &[x]).unwrap();
+    x = graph.add("slice", Op::Slice(Slice::range(1, 0, 4)), &[x]).unwrap();
     x = graph.add("concat", Op::Concat(Concat { axis: 0 }), &[x]).unwrap();
     x = graph.add("add", Op::Binary(Binary::Add), &[x, zero]).unwrap();
     x = graph.add("add.left", Op::Binary(Binary::Add), &[zero, x]).unwrap();
@@ -219,7 +219,7 @@ fn a_wrong_graph_is_refused() {
         let mut other = Graph::new("other");
         let w = ramp(&mut other, "w", &[4, 4]);
         let at = other.input("at", DType::I32, &[rows()]);
-        other.add("gathered", Op::Gather(Gather), &[w, at]).unwrap()
+        other.add("gathered", Op::Gather(Gather::rows()), &[w, at]).unwrap()
     };
     graph.output(x);
     graph.output(other);

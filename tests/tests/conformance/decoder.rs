@@ -114,7 +114,7 @@ impl Decoder {
         let (tokens, positions, slots) = (input("tokens"), input("positions"), input("slots"));
         let table = b.random.weight(DType::Block(BlockFormat::Q8_0), &[VOCABULARY, WIDTH]);
         let table = b.graph.weight("embedding", table);
-        let mut x = b.add("embed", Op::Gather(Gather), &[table, tokens]);
+        let mut x = b.add("embed", Op::Gather(Gather::rows()), &[table, tokens]);
         for layer in 0..2 {
             x = b.layer(self, layer, x, positions, slots);
         }

@@ -15,7 +15,7 @@ fn rows_of_tables_of_every_dtype_are_moved_and_decoded_exactly() {
         let row = if dtype.is_block() { 256 } else { 37 };
         let table = graph.weight("table", random.weight(dtype, &[11, row]));
         let indices = graph.input("indices", DType::I32, &[Dim::sym("rows")]);
-        let y = graph.add("y", Op::Gather(Gather), &[table, indices]).expect("a gather");
+        let y = graph.add("y", Op::Gather(Gather::rows()), &[table, indices]).expect("a gather");
         graph.output(y);
         let steps = [1, 5, 2].map(|rows| vec![random.i32_below(rows, 11)]);
         Case::new(graph, Bindings::new().with("rows", 5), steps.into()).exact().check();
@@ -29,7 +29,7 @@ fn elements_of_a_vector_are_gathered() {
         let mut graph = Graph::new("gather");
         let table = graph.weight("table", random.weight(dtype, &[10]));
         let indices = graph.input("indices", DType::I32, &[Dim::sym("rows")]);
-        let y = graph.add("y", Op::Gather(Gather), &[table, indices]).expect("a gather");
+        let y = graph.add("y", Op::Gather(Gather::rows()), &[table, indices]).expect("a gather");
         graph.output(y);
         let steps = vec![vec![random.i32_below(5, 10)]];
         Case::new(graph, Bindings::new().with("rows", 5), steps).exact().check();
@@ -47,11 +47,11 @@ fn rows_of_more_than_one_extent_and_of_computed_values_are_moved_exactly() {
     let table = graph.weight("table", random.weight(DType::Block(BlockFormat::Q8_0), &[6, 3, 32]));
     let half = graph.add("half", Op::Cast(Cast { to: DType::BF16 }), &[x]).expect("a cast");
     for data in [x, n, h, table, half] {
-        let y = graph.add("y", Op::Gather(Gather), &[data, indices]).expect("a gather");
+        let y = graph.add("y", Op::Gather(Gather::rows()), &[data, indices]).expect("a gather");
         graph.output(y);
         // And what was gathered, gathered again.
-        let z = graph.add("z", Op::Gather(Gather), &[data, n]).expect("a gather");
-        let z = graph.add("z", Op::Gather(Gather), &[z, indices]).expect("a gather");
+        let z = graph.add("z", Op::Gather(Gather::rows()), &[data, n]).expect("a gather");
+        let z = graph.add("z", Op::Gather(Gather::rows()), &[z, indices]).expect("a gather");
         graph.output(z);
     }
     let steps = [1, 7, 3].map(|rows| {

@@ -163,7 +163,7 @@ impl Builder {
                     return None;
                 }
                 let (start, end) = (usize::from(b) % 2 * (k / 2), k / 2 + usize::from(b) % 2 * (k - k / 2));
-                let y = self.add(Op::Slice(Slice { axis: -1, start, end }), &[x])?;
+                let y = self.add(Op::Slice(Slice::range(-1, start, end)), &[x])?;
                 self.add(Op::Concat(Concat { axis: -1 }), &[y, x, y].map(|v| if c % 2 == 0 { v } else { y })[..2])?;
             }
             14 => {
@@ -210,7 +210,7 @@ impl Builder {
             18 => {
                 let data =
                     if b % 2 == 0 { self.weight(DType::F16, &[20, 64]) } else { self.weight(DType::F32, &[20, 32]) };
-                self.add(Op::Gather(Gather), &[data, self.indices])?;
+                self.add(Op::Gather(Gather::rows()), &[data, self.indices])?;
             }
             _ => {
                 // It runs on one thread: the others run ahead of it until a barrier holds them.

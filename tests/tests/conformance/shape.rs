@@ -24,10 +24,10 @@ fn moves(dtype: DType, computed: bool) -> Graph {
         outputs.push(add(&mut graph, Op::Transpose(Transpose { perm }), &[w]));
     }
     for (axis, start, end) in [(1, 0, 6), (1, 2, 5), (-1, 3, 4), (2, 1, 1)] {
-        outputs.push(add(&mut graph, Op::Slice(Slice { axis, start, end }), &[x]));
-        outputs.push(add(&mut graph, Op::Slice(Slice { axis, start, end }), &[w]));
+        outputs.push(add(&mut graph, Op::Slice(Slice::range(axis, start, end)), &[x]));
+        outputs.push(add(&mut graph, Op::Slice(Slice::range(axis, start, end)), &[w]));
     }
-    let part = add(&mut graph, Op::Slice(Slice { axis: 1, start: 1, end: 3 }), &[x]);
+    let part = add(&mut graph, Op::Slice(Slice::range(1, 1, 3)), &[x]);
     outputs.push(add(&mut graph, Op::Concat(Concat { axis: 1 }), &[part, x, part]));
     outputs.push(add(&mut graph, Op::Concat(Concat { axis: 0 }), &[x, w]));
     outputs.push(add(&mut graph, Op::Concat(Concat { axis: -1 }), &[x, x]));

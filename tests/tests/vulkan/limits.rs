@@ -72,7 +72,7 @@ fn an_embedding_table_in_chunks_gives_every_row_from_the_right_one() {
         let mut graph = Graph::new("table");
         let indices = graph.input("indices", DType::I32, &[Dim::sym("rows")]);
         let table = graph.weight("table", random.weight(format, &[n, k]));
-        let y = graph.add("rows", Op::Gather(Gather), &[table, indices]).unwrap();
+        let y = graph.add("rows", Op::Gather(Gather::rows()), &[table, indices]).unwrap();
         graph.output(y);
         let graph = Arc::new(graph);
         // First and last rows, both sides of every tile's edge that may be a chunk's, and some between.

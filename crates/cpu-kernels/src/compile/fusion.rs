@@ -19,7 +19,7 @@ impl Compiler<'_> {
                 self.graph
                     .nodes()
                     .get(*reader)
-                    .is_some_and(|node| matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(y))
+                    .is_some_and(|node| super::is_linear(self.graph, node) && node.inputs[0] == Some(y))
             })
     }
 
@@ -32,7 +32,7 @@ impl Compiler<'_> {
             .copied()
             .filter(|j| {
                 graph.nodes().get(*j).is_some_and(|node| {
-                    matches!(node.op, Op::MatMul(_)) && node.inputs[0] == Some(x) && !self.taken.contains(j)
+                    super::is_linear(graph, node) && node.inputs[0] == Some(x) && !self.taken.contains(j)
                 })
             })
             .collect();

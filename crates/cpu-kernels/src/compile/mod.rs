@@ -87,10 +87,7 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         node.inputs.get(i).copied().flatten().is_some_and(|id| matches!(graph.value(id).source, ValueSource::Input))
     };
     match &node.op {
-        Op::MatMul(_) => match node.inputs.get(1).copied().flatten().and_then(|id| graph.weight_of(id)) {
-            Some(_) => Ok(()),
-            None => Err("its second operand must be a weight".into()),
-        },
+        Op::If(_) | Op::Loop(_) => Err("control flow is interpreted by the host".into()),
         Op::StateWrite(_) if !(is_input(1) && is_input(2)) => {
             Err("positions and slots must be inputs of the graph".into())
         }
@@ -107,6 +104,47 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a node runs on kernels of its own, and not on its reference implementation.
+pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
+    let tensor = |i: usize| node.inputs.get(i).copied().flatten().and_then(|id| graph.tensor_type(id));
+    let is = |i: usize, dtype: DType| tensor(i).is_some_and(|(found, _)| found == dtype);
+    let f32 = |i: usize| is(i, DType::F32);
+    match &node.op {
+        Op::MatMul(_) => is_linear(graph, node),
+        Op::RmsNormalization(_)
+        | Op::RotaryEmbedding(_)
+        | Op::StateWrite(_)
+        | Op::Attention(_)
+        | Op::GatedActivation(_)
+        | Op::Transpose(_)
+        | Op::Concat(_)
+        | Op::Custom(_) => true,
+        Op::Gather(op) => {
+            let words = matches!(tensor(0), Some((dtype, _)) if dtype == DType::I32 || dtype.is_float() && dtype != DType::F64 || dtype.is_block());
+            op.axis == 0 && words && is(1, DType::I32)
+        }
+        Op::Unary(op) => f32(0) && !op.is_predicate(),
+        Op::Binary(op) => f32(0) && !op.is_comparison(),
+        Op::Softmax(_) | Op::Reduce(_) | Op::ArgMax(_) | Op::TopK(_) => f32(0),
+        Op::Reshape(_) => node.inputs.len() == 1,
+        Op::Slice(op) => op.as_range().is_some(),
+        Op::Cast(op) => {
+            const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];
+            tensor(0).is_some_and(|(from, _)| from == op.to || FLOATS.contains(&from) && FLOATS.contains(&op.to))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a node is a product of f32 activations with a weight of two extents, which is packed for it.
+pub(crate) fn is_linear(graph: &Graph, node: &Node) -> bool {
+    let tensor = |i: usize| node.inputs.get(i).copied().flatten().and_then(|id| graph.tensor_type(id));
+    let weight = node.inputs.get(1).copied().flatten().and_then(|id| graph.weight_of(id));
+    matches!(node.op, Op::MatMul(_))
+        && matches!(tensor(0), Some((DType::F32, _)))
+        && weight.is_some_and(|w| w.shape().len() == 2 && (w.dtype().is_float() || w.dtype().is_block()))
 }
 
 pub(crate) fn compile(
@@ -262,6 +300,9 @@ impl Compiler<'_> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
         let y = node.outputs[0];
+        if !has_kernel(graph, node) {
+            return self.reference(node);
+        }
         match &node.op {
             Op::MatMul(_) => return self.linear(i),
             Op::RmsNormalization(op) => {
@@ -362,7 +403,8 @@ impl Compiler<'_> {
             Op::Slice(op) => {
                 let x = self.input(node, 0)?;
                 let axis = self.axis(x, op.axis);
-                let step = Move::Slice { x, y, axis, start: op.start, size: self.element_bytes(x) };
+                let start = op.as_range().map_or(0, |(start, _)| start);
+                let step = Move::Slice { x, y, axis, start, size: self.element_bytes(x) };
                 self.draft(step, &[x], &[y], Deal::Own);
             }
             Op::Concat(op) => {
@@ -391,7 +433,26 @@ impl Compiler<'_> {
                 };
                 self.draft(step, &inputs, &node.outputs, Deal::Own);
             }
+            _ => return self.reference(node),
         }
+        Ok(())
+    }
+
+    /// A node without a kernel: its reference implementation, on one thread.
+    fn reference(&mut self, node: &Node) -> Result<(), BackendError> {
+        let typed = |id: ValueId| match self.graph.tensor_type(id) {
+            Some((dtype, _)) => Ok((id, dtype)),
+            None => Err(BackendError::Unsupported {
+                node: node.name.clone(),
+                op: node.op.name(),
+                reason: format!("{id} is a state's token"),
+            }),
+        };
+        let inputs = node.inputs.iter().map(|id| id.map(typed).transpose()).collect::<Result<_, _>>()?;
+        let outputs = node.outputs.iter().copied().map(typed).collect::<Result<_, _>>()?;
+        let step = Whole::Reference { op: node.op.clone(), inputs, outputs };
+        let reads: Vec<ValueId> = node.inputs.iter().copied().flatten().collect();
+        self.draft(step, &reads, &node.outputs, Deal::Own);
         Ok(())
     }
 

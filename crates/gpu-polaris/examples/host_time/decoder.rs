@@ -114,7 +114,7 @@ impl Shape {
         let mut input = |name| b.graph.input(name, DType::I32, &[Dim::sym("rows")]);
         let (tokens, places) = (input("tokens"), [input("positions"), input("slots")]);
         let table = b.matrix(self.vocabulary, self.width);
-        let mut x = b.add(Op::Gather(Gather), &[table, tokens])?;
+        let mut x = b.add(Op::Gather(Gather::rows()), &[table, tokens])?;
         for _ in 0..self.layers {
             x = b.layer(self, x, places)?;
         }

@@ -49,16 +49,16 @@ impl Compiler<'_> {
                 let (from, count) = (self.memory(x), self.count(y)?);
                 self.in_place(y, x, i);
                 let dispatch = Dispatch::new(name, "unary", ELEMENT_THREADS)
-                    .constant(1, unary_code(*op))
+                    .constant(1, known(unary_code(*op))?)
                     .read(1, from)
                     .write(2, self.memory(y))
                     .push([self.values.word(&count)])
                     .grid(self.linear_grid(&count));
                 self.emit(dispatch);
             }
-            Op::Binary(op) => self.binary(i, binary_code(*op))?,
+            Op::Binary(op) => self.binary(i, known(binary_code(*op))?)?,
             Op::Softmax(_) => self.reduce(i, SOFTMAX)?,
-            Op::Reduce(op) => self.reduce(i, reduce_code(op.kind))?,
+            Op::Reduce(op) => self.reduce(i, known(reduce_code(op.kind))?)?,
             Op::ArgMax(_) => self.reduce(i, ARG_MAX)?,
             Op::TopK(op) => {
                 let x = self.input(node, 0)?;
@@ -105,9 +105,9 @@ impl Compiler<'_> {
                 let (_, shape) = self.tensor(x)?;
                 let axis = axis(op.axis, shape.len());
                 let inner = product(&shape[axis + 1..]);
-                let run = Dim::Num(op.end - op.start).mul(inner.clone());
+                let run = op.len.clone().mul(inner.clone());
                 let stride = shape[axis].clone().mul(inner.clone());
-                let first = Dim::Num(op.start).mul(inner);
+                let first = op.start.clone().mul(inner);
                 self.runs(
                     name,
                     x,
@@ -147,11 +147,11 @@ impl Compiler<'_> {
                     self.emit(dispatch);
                 }
             }
-            Op::Custom(_) => {
+            _ => {
                 return Err(BackendError::Unsupported {
                     node: node.name.clone(),
                     op: node.op.name(),
-                    reason: "a user's operator runs on the processor".into(),
+                    reason: "there is no kernel for it".into(),
                 });
             }
         }
@@ -182,7 +182,7 @@ impl Compiler<'_> {
         let (gate, up, y) = (self.input(node, 0)?, self.input(node, 1)?, node.outputs[0]);
         let count = self.count(y)?;
         let dispatch = Dispatch::new(&node.name, "gated", ELEMENT_THREADS)
-            .constant(1, unary_code(op.activation))
+            .constant(1, known(unary_code(op.activation))?)
             .write(3, Memory::Value(y))
             .push([self.values.word(&count)])
             .grid(self.linear_grid(&count));
@@ -340,4 +340,9 @@ fn cast_code(dtype: DType) -> u32 {
         DType::BF16 => 2,
         _ => 3,
     }
+}
+
+/// A function's number, which [`super::supports`] has seen to be there.
+pub(super) fn known(code: Option<u32>) -> Result<u32, BackendError> {
+    code.ok_or(BackendError::Mismatch("functions and shaders"))
 }

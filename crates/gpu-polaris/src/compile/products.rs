@@ -5,6 +5,7 @@ use core_tensor::{BackendError, Dim, ValueId};
 
 use super::{Compiler, ELEMENT_THREADS, Waiting};
 use crate::analysis::producer;
+use super::nodes::known;
 use crate::elementwise::unary_code;
 use crate::layout::BLOCK;
 use crate::matmul::{Epilogue, columns};
@@ -102,7 +103,7 @@ impl Compiler<'_> {
         self.settle(up)?;
         let (rows, k) = self.rows(gate)?;
         let from = [self.memory(gate), Memory::Unused, Memory::Unused, self.memory(up)];
-        self.pack(name, 2, unary_code(op.activation), (&rows, &k, &k), from, columns, to)
+        self.pack(name, 2, known(unary_code(op.activation))?, (&rows, &k, &k), from, columns, to)
     }
 
     fn pack_pair(
@@ -120,7 +121,7 @@ impl Compiler<'_> {
         let from = [both, Memory::Unused, Memory::Unused, Memory::Unused];
         // Row by row as others read it, without padding, if nobody asks for tiles.
         let own = matches!(to, Memory::Value(_));
-        self.pack_as(name, 3, unary_code(op.activation), (&rows, &k, &stride), from, columns, to, !own)
+        self.pack_as(name, 3, known(unary_code(op.activation))?, (&rows, &k, &stride), from, columns, to, !own)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -203,7 +204,7 @@ impl Compiler<'_> {
         let packed = self.packed(x, tile)?;
         let y = node.outputs[0];
         if tile <= 8 {
-            let epilogue = Epilogue { gated: unary_code(op.activation) + 1, ..Epilogue::default() };
+            let epilogue = Epilogue { gated: known(unary_code(op.activation))? + 1, ..Epilogue::default() };
             return self.product(&node.name, &matrix, packed, &rows, tile, epilogue, Memory::Value(y));
         }
         let bytes = self.bound(&rows)?.saturating_mul(matrix.tiles() * 64 * 4);

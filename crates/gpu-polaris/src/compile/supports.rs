@@ -4,7 +4,9 @@ use core_tensor::op::Op;
 use core_tensor::{BlockFormat, DType, Graph, Node, StateId, ValueId, ValueType};
 
 use crate::analysis::is_table;
+use crate::elementwise::{binary_code, unary_code};
 use crate::layout::{BLOCK, Format};
+use crate::reduce::reduce_code;
 use crate::weights::Matrix;
 
 /// Elements of a head that kernels hold.
@@ -19,9 +21,18 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
     let tensor = |i: usize| value(i).and_then(|id| graph.tensor_type(id));
     let is_weight = |i: usize| value(i).is_some_and(|id| graph.weight_of(id).is_some());
     let is_input = |i: usize| value(i).is_some_and(|id| graph.inputs().contains(&id));
+    let f32s = |i: usize| match tensor(i) {
+        Some((DType::F32, _)) => Ok(()),
+        Some((dtype, _)) => Err(format!("kernels compute in f32, input {i} is {dtype}")),
+        None => Err("no tensor".into()),
+    };
     match &node.op {
         Op::MatMul(op) => {
             let Some((dtype, shape)) = tensor(1) else { return Err("B is no tensor".into()) };
+            f32s(0)?;
+            if shape.len() != 2 {
+                return Err(format!("no kernel multiplies {} matrices at once", shape.len()));
+            }
             if is_weight(1) {
                 Format::of(dtype).ok_or_else(|| format!("no kernel multiplies {dtype} weights"))?;
                 let k = shape[usize::from(op.transpose_b)].as_num().unwrap_or(0);
@@ -34,6 +45,9 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             } else {
                 Err(format!("no kernel multiplies a computed {dtype} matrix"))
             }
+        }
+        Op::Gather(op) if op.axis != 0 || !matches!(tensor(1), Some((DType::I32, [_]))) => {
+            Err("kernels gather rows, by a vector of i32".into())
         }
         Op::Gather(_) => match (value(0), tensor(0)) {
             (Some(id), Some(_)) if is_table(graph, id) => Ok(()),
@@ -79,10 +93,14 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             }
             given(graph, value(3), value(4))
         }
-        Op::Binary(_) => {
+        Op::Binary(op) => {
+            f32s(0)?;
+            known(binary_code(*op))?;
             let rank = |i: usize| tensor(i).map_or(0, |(_, shape)| shape.len());
             if rank(0).max(rank(1)) > 6 { Err("operands have more than 6 extents".into()) } else { Ok(()) }
         }
+        Op::Reshape(_) if node.inputs.len() > 1 => Err("the shape is computed".into()),
+        Op::Slice(op) if op.step != 1 => Err(format!("no kernel slices by steps of {}", op.step)),
         Op::Reshape(_) | Op::Slice(_) | Op::Concat(_) => words(tensor(0).map(|(dtype, _)| dtype)),
         Op::Transpose(op) => {
             if op.perm.len() > 8 {
@@ -93,14 +111,27 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
                 _ => Err("no kernel transposes elements of that size".into()),
             }
         }
-        Op::RmsNormalization(_)
-        | Op::Unary(_)
-        | Op::GatedActivation(_)
-        | Op::Softmax(_)
-        | Op::Reduce(_)
-        | Op::ArgMax(_)
-        | Op::Cast(_) => Ok(()),
+        Op::RmsNormalization(_) => Ok(()),
+        Op::Unary(op) => {
+            f32s(0)?;
+            known(unary_code(*op))
+        }
+        Op::GatedActivation(op) => known(unary_code(op.activation)),
+        Op::Reduce(op) => {
+            f32s(0)?;
+            known(reduce_code(op.kind))
+        }
+        Op::Softmax(_) | Op::ArgMax(_) => f32s(0),
+        Op::Cast(op) => {
+            const KNOWN: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];
+            match tensor(0) {
+                Some((from, _)) if KNOWN.contains(&from) && KNOWN.contains(&op.to) => Ok(()),
+                Some((from, _)) => Err(format!("no kernel converts {from} to {}", op.to)),
+                None => Err("no tensor".into()),
+            }
+        }
         Op::TopK(op) => {
+            f32s(0)?;
             if op.k <= crate::reduce::LARGEST_K {
                 Ok(())
             } else {
@@ -108,7 +139,13 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             }
         }
         Op::Custom(_) => Err("a user's operator runs on the processor".into()),
+        _ => Err("there is no kernel for it".into()),
     }
+}
+
+/// Fails where shaders do not know a function.
+fn known(code: Option<u32>) -> Result<(), String> {
+    code.map(|_| ()).ok_or_else(|| "no kernel knows the function".into())
 }
 
 /// Elements that kernels move: in words of two or four bytes.

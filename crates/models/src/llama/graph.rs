@@ -105,7 +105,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn model(&mut self) -> Result<ValueId, Error> {
         let embedding = self.model_weight("token_embd", Role::Embedding)?;
-        let mut x = self.graph.add("embedding", Op::Gather(Gather), &[embedding, self.inputs.tokens])?;
+        let mut x = self.graph.add("embedding", Op::Gather(Gather::rows()), &[embedding, self.inputs.tokens])?;
         if self.config.architecture == Architecture::Gemma3 {
             let scale = (self.config.embedding as f32).sqrt();
             x = self.scale("embedding.scaled", x, scale)?;
@@ -141,8 +141,8 @@ impl Builder<'_> {
         if number + 1 == self.config.layers.len() {
             // Behind the last layer's attention, only the rows whose logits are asked for are computed.
             let rows = self.inputs.logit_rows;
-            h = self.graph.add(&name(number, "attention.rows"), Op::Gather(Gather), &[h, rows])?;
-            residual = self.graph.add(&name(number, "residual.rows"), Op::Gather(Gather), &[residual, rows])?;
+            h = self.graph.add(&name(number, "attention.rows"), Op::Gather(Gather::rows()), &[h, rows])?;
+            residual = self.graph.add(&name(number, "residual.rows"), Op::Gather(Gather::rows()), &[residual, rows])?;
         }
         h = self.linear(number, "attention.output", Role::AttentionOutput, Some(Role::AttentionOutputBias), h)?;
         h = self.optional_norm(number, "attention.post_norm", Role::AttentionPostNorm, h)?;
