@@ -498,7 +498,8 @@ impl Graph {
             match &value.ty {
                 ValueType::Tensor { dtype, shape } => {
                     let shape = crate::dim::eval_shape(shape, bindings)?;
-                    types.push(ValueType::Tensor { dtype: *dtype, shape: shape.iter().map(|n| Dim::Num(*n)).collect() });
+                    types
+                        .push(ValueType::Tensor { dtype: *dtype, shape: shape.iter().map(|n| Dim::Num(*n)).collect() });
                     extents.push(shape);
                 }
                 token @ ValueType::Token(_) => {
@@ -508,7 +509,8 @@ impl Graph {
             }
         }
         for node in &self.nodes {
-            let inputs: Vec<Option<&ValueType>> = node.inputs.iter().map(|id| id.map(|id| &types[id.index()])).collect();
+            let inputs: Vec<Option<&ValueType>> =
+                node.inputs.iter().map(|id| id.map(|id| &types[id.index()])).collect();
             let op = node.op.bind(bindings);
             let failed = |source| GraphError::Op { node: node.name.clone(), op: node.op.name(), source };
             let outputs = op.infer(&Inference { inputs: &inputs, states: &self.states }).map_err(failed)?;

@@ -1,6 +1,7 @@
 //! Attention.
 
-use super::{Evaluation, Inference, OpError, Operator, show};
+use super::elementwise::broadcast_index;
+use super::{Evaluation, Inference, OpError, Operator, filled, same, show};
 use crate::{DType, Dim, ValueType};
 
 /// Causal scaled dot-product attention over two states, with grouped-query heads (ONNX Attention, ggml `flash_attn_ext`).
@@ -133,4 +134,95 @@ pub struct TensorAttention {
     pub softcap: Option<f32>,
 }
 
-super::pending!(TensorAttention, "TensorAttention");
+impl Operator for TensorAttention {
+    fn name(&self) -> &'static str {
+        "TensorAttention"
+    }
+
+    fn attributes(&self) -> String {
+        let mut text = format!(" {{scale={}, causal={}", self.scale, self.causal);
+        if let Some(softcap) = self.softcap {
+            text += &format!(", softcap={softcap}");
+        }
+        text + "}"
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(3..=4, "3 or 4")?;
+        let (q, k, v) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?);
+        let ([batch, tokens, heads, head_dim], [k_batch, n, n_kv, k_dim], [v_batch, v_n, v_heads, v_dim]) = (q, k, v)
+        else {
+            let reason = format!("q {}, k {} and v {} must have 4 extents", show(q), show(k), show(v));
+            return Err(OpError::Shape(reason));
+        };
+        same(head_dim, k_dim, "head_dim of q and k")?;
+        let n = same(n, v_n, "rows of k and v")?;
+        let n_kv = same(n_kv, v_heads, "heads of k and v")?;
+        let batch = same(batch, same(k_batch, v_batch, "batch of k and v")?, "batch of q and k")?;
+        if let Some(n_kv) = n_kv.as_num()
+            && (n_kv == 0 || heads.as_num().is_some_and(|heads| !heads.is_multiple_of(n_kv)))
+        {
+            return Err(OpError::Shape(format!("{heads} heads of q do not share {n_kv} heads of k")));
+        }
+        if cx.has(3) {
+            let mask = cx.typed(3, &[DType::F32, DType::Bool], "f32 or bool")?;
+            let full = [batch, heads, tokens, n];
+            let fits = mask.len() <= 4
+                && mask.iter().rev().zip(full.iter().rev()).all(|(a, b)| *a == Dim::Num(1) || !a.differs(b));
+            if !fits {
+                let reason = format!("the mask {} does not fit [{batch}, {heads}, {tokens}, {n}]", show(mask));
+                return Err(OpError::Shape(reason));
+            }
+        }
+        Ok(vec![ValueType::tensor(DType::F32, &[batch.clone(), tokens.clone(), heads.clone(), v_dim.clone()])])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let shape = cx.output_shape(0)?;
+        let (q, k, v) = (cx.f32(0)?, cx.f32(1)?, cx.f32(2)?);
+        let (tokens, heads, v_dim) = (shape[1], shape[2], shape[3]);
+        let k_shape = cx.tensor(1)?.shape().to_vec();
+        let (n, n_kv, head_dim) = (k_shape[1], k_shape[2], k_shape[3]);
+        let mask = if cx.has(3) { Some(cx.tensor(3)?.clone()) } else { None };
+        let added: Vec<f32> = match &mask {
+            None => Vec::new(),
+            Some(mask) if mask.dtype() == DType::Bool => {
+                mask.bytes().iter().map(|seen| if *seen != 0 { 0.0 } else { f32::NEG_INFINITY }).collect()
+            }
+            Some(mask) => mask.to_f32()?,
+        };
+        let full = [shape[0], heads, tokens, n];
+        let mut y = filled(&shape, 0.0f32)?;
+        for (i, out) in y.chunks_mut(v_dim.max(1)).enumerate() {
+            let (image, token, head) = (i / heads / tokens, i / heads % tokens, i % heads);
+            let kv_row = |row: usize| (image * n + row) * n_kv + head / (heads / n_kv);
+            let query = &q[i * head_dim..][..head_dim];
+            // The last query sees all keys; with more queries than keys the first ones see none.
+            let seen = if self.causal { (token + 1 + n).saturating_sub(tokens).min(n) } else { n };
+            let mut scores = Vec::with_capacity(seen);
+            for row in 0..seen {
+                let key = &k[kv_row(row) * head_dim..][..head_dim];
+                let mut score = query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>() * self.scale;
+                if let Some(cap) = self.softcap {
+                    score = cap * (score / cap).tanh();
+                }
+                if let Some(mask) = &mask {
+                    let place = ((image * heads + head) * tokens + token) * n + row;
+                    score += added[broadcast_index(place, &full, mask.shape())];
+                }
+                scores.push(score);
+            }
+            let max = scores.iter().fold(f32::NEG_INFINITY, |m, s| m.max(*s));
+            if max == f32::NEG_INFINITY {
+                continue;
+            }
+            scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+            let sum: f32 = scores.iter().sum();
+            for (row, score) in scores.iter().enumerate() {
+                let value = &v[kv_row(row) * v_dim..][..v_dim];
+                out.iter_mut().zip(value).for_each(|(o, v)| *o += score / sum * v);
+            }
+        }
+        cx.put_f32(0, &y)
+    }
+}

@@ -217,7 +217,8 @@ fn stack(list: &[Tensor], ty: &ValueType) -> Result<Tensor, OpError> {
     let Some(first) = list.first() else {
         // No iteration: extents that nobody knows are 0.
         let Some((dtype, shape)) = ty.as_tensor() else { return Err(OpError::Shape("a token is scanned".into())) };
-        let shape: Vec<usize> = shape.iter().enumerate().map(|(i, d)| if i == 0 { 0 } else { d.as_num().unwrap_or(0) }).collect();
+        let shape: Vec<usize> =
+            shape.iter().enumerate().map(|(i, d)| if i == 0 { 0 } else { d.as_num().unwrap_or(0) }).collect();
         return Ok(Tensor::zeroed(dtype, &shape)?);
     };
     let mut bytes = Vec::with_capacity(first.bytes().len().saturating_mul(list.len()));
@@ -256,7 +257,8 @@ impl Operator for Loop {
         if outputs.len() != 1 + self.outputs.len() || self.carried > self.outputs.len() {
             return Err(OpError::Shape(format!("the body gives {} values", outputs.len())));
         }
-        let given = outputs[1..].iter().enumerate().map(|(i, id)| (&self.body.value(*id).ty, usize::from(i >= self.carried)));
+        let given =
+            outputs[1..].iter().enumerate().map(|(i, id)| (&self.body.value(*id).ty, usize::from(i >= self.carried)));
         check_outputs("the body", given.collect::<Vec<_>>().into_iter(), &self.outputs)?;
         Ok(self.outputs.clone())
     }

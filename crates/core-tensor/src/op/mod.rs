@@ -513,6 +513,32 @@ pub(crate) fn axis(axis: isize, rank: usize) -> Result<usize, OpError> {
         .ok_or_else(|| OpError::Attribute { name: "axis", reason: format!("{axis} is outside of a rank of {rank}") })
 }
 
+/// One of two extents that must be the same: the number, if either is one.
+pub(crate) fn same<'a>(a: &'a Dim, b: &'a Dim, what: &str) -> Result<&'a Dim, OpError> {
+    if a.differs(b) {
+        return Err(OpError::Shape(format!("{what}: {a} and {b} differ")));
+    }
+    Ok(if a.as_num().is_some() { a } else { b })
+}
+
+/// Fails where a shape is known to differ from the one that is expected.
+pub(crate) fn expect_shape(shape: &[Dim], expected: &[Dim], what: &str) -> Result<(), OpError> {
+    if shape.len() == expected.len() && shape.iter().zip(expected).all(|(a, b)| !a.differs(b)) {
+        return Ok(());
+    }
+    Err(OpError::Shape(format!("{what} is {}, {} is expected", show(shape), show(expected))))
+}
+
+/// A vector of as many elements as a shape has, all the same; an error where there is no memory for them.
+pub(crate) fn filled<T: Clone>(shape: &[usize], value: T) -> Result<Vec<T>, OpError> {
+    let len = shape.iter().try_fold(1usize, |len, extent| len.checked_mul(*extent));
+    let bytes = len.and_then(|len| len.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
+    let mut elements = Vec::new();
+    let len = len.filter(|len| elements.try_reserve_exact(*len).is_ok()).ok_or(TensorError::NoMemory { bytes })?;
+    elements.resize(len, value);
+    Ok(elements)
+}
+
 /// Concrete extents of a shape under bindings, for messages and evaluation.
 pub(crate) fn concrete(shape: &[Dim], bindings: &Bindings) -> Result<Vec<usize>, OpError> {
     Ok(crate::dim::eval_shape(shape, bindings)?)

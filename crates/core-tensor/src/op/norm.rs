@@ -1,7 +1,7 @@
 //! Normalizations.
 
-use super::{Evaluation, Inference, OpError, Operator, show, split_last};
-use crate::{DType, ValueType};
+use super::{Evaluation, Inference, OpError, Operator, expect_shape, filled, show, split_last};
+use crate::{DType, Dim, ValueType};
 
 /// `y = x / sqrt(mean(x²) + epsilon) * w` over the last extent (ONNX RMSNormalization, Zhang and Sennrich 2019).
 ///
@@ -78,6 +78,127 @@ pub struct Lrn {
     pub bias: f32,
 }
 
-super::pending!(LayerNormalization, "LayerNormalization");
-super::pending!(GroupNormalization, "GroupNormalization");
-super::pending!(Lrn, "LRN");
+impl Operator for LayerNormalization {
+    fn name(&self) -> &'static str {
+        "LayerNormalization"
+    }
+
+    fn attributes(&self) -> String {
+        format!(" {{epsilon={:e}}}", self.epsilon)
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(1..=3, "1 to 3")?;
+        let x = cx.f32(0)?;
+        let (_, n) = split_last(x)?;
+        for input in [1, 2] {
+            if cx.has(input) {
+                expect_shape(cx.f32(input)?, std::slice::from_ref(n), "weight or bias")?;
+            }
+        }
+        Ok(vec![ValueType::tensor(DType::F32, x)])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        cx.output_shape(0)?;
+        let mut x = cx.f32(0)?;
+        let n = cx.last_extent(0)?;
+        let w = if cx.has(1) { cx.f32(1)? } else { vec![1.0; n] };
+        let b = if cx.has(2) { cx.f32(2)? } else { vec![0.0; n] };
+        for row in x.chunks_mut(n.max(1)) {
+            normalize(row, self.epsilon);
+            row.iter_mut().zip(w.iter().zip(&b)).for_each(|(v, (w, b))| *v = *v * w + b);
+        }
+        cx.put_f32(0, &x)
+    }
+}
+
+/// Shifts and scales elements to a mean of 0 and a variance of 1.
+fn normalize(x: &mut [f32], epsilon: f32) {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+    let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (variance + f64::from(epsilon)).sqrt();
+    x.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
+}
+
+/// Batch, channels and the rest of an image's shape.
+fn channels(x: &[Dim]) -> Result<&Dim, OpError> {
+    x.get(1).ok_or_else(|| OpError::Shape(format!("x must be [batch, channels, ...], it is {}", show(x))))
+}
+
+impl Operator for GroupNormalization {
+    fn name(&self) -> &'static str {
+        "GroupNormalization"
+    }
+
+    fn attributes(&self) -> String {
+        format!(" {{groups={}, epsilon={:e}}}", self.groups, self.epsilon)
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(1..=3, "1 to 3")?;
+        let x = cx.f32(0)?;
+        let channels = channels(x)?;
+        if self.groups == 0 || channels.as_num().is_some_and(|n| !n.is_multiple_of(self.groups)) {
+            let reason = format!("{} groups of {channels} channels", self.groups);
+            return Err(OpError::Attribute { name: "groups", reason });
+        }
+        for input in [1, 2] {
+            if cx.has(input) {
+                expect_shape(cx.f32(input)?, std::slice::from_ref(channels), "weight or bias")?;
+            }
+        }
+        Ok(vec![ValueType::tensor(DType::F32, x)])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let shape = cx.output_shape(0)?;
+        let mut x = cx.f32(0)?;
+        let channels = shape[1];
+        let spatial: usize = shape[2..].iter().product();
+        x.chunks_mut((channels / self.groups * spatial).max(1)).for_each(|group| normalize(group, self.epsilon));
+        let w = if cx.has(1) { cx.f32(1)? } else { vec![1.0; channels] };
+        let b = if cx.has(2) { cx.f32(2)? } else { vec![0.0; channels] };
+        for (i, plane) in x.chunks_mut(spatial.max(1)).enumerate() {
+            plane.iter_mut().for_each(|v| *v = *v * w[i % channels] + b[i % channels]);
+        }
+        cx.put_f32(0, &x)
+    }
+}
+
+impl Operator for Lrn {
+    fn name(&self) -> &'static str {
+        "LRN"
+    }
+
+    fn attributes(&self) -> String {
+        format!(" {{size={}, alpha={:e}, beta={}, bias={}}}", self.size, self.alpha, self.beta, self.bias)
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        cx.arity(1..=1, "1")?;
+        let x = cx.f32(0)?;
+        channels(x)?;
+        if self.size == 0 {
+            return Err(OpError::Attribute { name: "size", reason: "it is 0".into() });
+        }
+        Ok(vec![ValueType::tensor(DType::F32, x)])
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let shape = cx.output_shape(0)?;
+        let x = cx.f32(0)?;
+        let channels = shape[1];
+        let spatial: usize = shape[2..].iter().product();
+        let mut y = filled(&shape, 0.0f32)?;
+        for (i, v) in y.iter_mut().enumerate() {
+            let (image, channel, place) = (i / spatial / channels, i / spatial % channels, i % spatial);
+            let first = channel.saturating_sub((self.size - 1) / 2);
+            let last = channel.saturating_add(self.size / 2).min(channels - 1);
+            let squares: f32 = (first..=last).map(|c| x[(image * channels + c) * spatial + place].powi(2)).sum();
+            *v = x[i] / (self.bias + self.alpha / self.size as f32 * squares).powf(self.beta);
+        }
+        cx.put_f32(0, &y)
+    }
+}

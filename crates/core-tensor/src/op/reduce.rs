@@ -97,11 +97,11 @@ impl Operator for Reduce {
         let n = cx.last_extent(0)?;
         let rows = cx.output_len(0)?;
         let result = match Numbers::load(&x)? {
-            Numbers::F32(v) => Numbers::F32((0..rows).map(|row| self.f32(&v[row * n..(row + 1) * n])).collect()),
-            Numbers::F64(v) => Numbers::F64((0..rows).map(|row| self.f64(&v[row * n..(row + 1) * n])).collect()),
+            Numbers::F32(v) => Numbers::F32((0..rows).map(|row| self.kind.apply(&v[row * n..(row + 1) * n])).collect()),
+            Numbers::F64(v) => Numbers::F64((0..rows).map(|row| self.kind.f64(&v[row * n..(row + 1) * n])).collect()),
             Numbers::Int(v) => {
                 let (least, most) = limits(x.dtype());
-                Numbers::Int((0..rows).map(|row| self.int(&v[row * n..(row + 1) * n], least, most)).collect())
+                Numbers::Int((0..rows).map(|row| self.kind.int(&v[row * n..(row + 1) * n], least, most)).collect())
             }
         };
         cx.put_numbers(0, &result)
@@ -123,10 +123,12 @@ fn limits(dtype: DType) -> (i128, i128) {
     }
 }
 
-impl Reduce {
-    fn f32(self, row: &[f32]) -> f32 {
+impl ReduceKind {
+    /// The reduction of a row of f32.
+    #[must_use]
+    pub fn apply(self, row: &[f32]) -> f32 {
         let n = row.len() as f32;
-        match self.kind {
+        match self {
             ReduceKind::Sum => row.iter().sum(),
             ReduceKind::Mean => row.iter().sum::<f32>() / n,
             ReduceKind::Max => row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v)),
@@ -145,7 +147,7 @@ impl Reduce {
 
     fn f64(self, row: &[f64]) -> f64 {
         let n = row.len() as f64;
-        match self.kind {
+        match self {
             ReduceKind::Sum => row.iter().sum(),
             ReduceKind::Mean => row.iter().sum::<f64>() / n,
             ReduceKind::Max => row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v)),
@@ -165,7 +167,7 @@ impl Reduce {
     fn int(self, row: &[i128], least: i128, most: i128) -> i128 {
         let sum = || row.iter().sum::<i128>();
         let squares = || row.iter().map(|v| v.wrapping_mul(*v)).fold(0i128, i128::wrapping_add);
-        match self.kind {
+        match self {
             ReduceKind::Sum => sum(),
             ReduceKind::Mean => sum().checked_div(row.len() as i128).unwrap_or(0),
             ReduceKind::Max => row.iter().copied().max().unwrap_or(least),

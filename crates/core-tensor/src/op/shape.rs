@@ -450,7 +450,13 @@ impl Operator for Pad {
                 let most = match self.mode {
                     PadMode::Reflect => extent.saturating_sub(1),
                     PadMode::Wrap => *extent,
-                    PadMode::Edge => if *extent == 0 { 0 } else { usize::MAX },
+                    PadMode::Edge => {
+                        if *extent == 0 {
+                            0
+                        } else {
+                            usize::MAX
+                        }
+                    }
                     PadMode::Constant => usize::MAX,
                 };
                 // Exporters reflect only once; more would mirror again and again.
@@ -462,9 +468,8 @@ impl Operator for Pad {
                 }
             }
         }
-        let padded = |((before, after), extent): (&(Dim, Dim), &Dim)| {
-            before.clone().add(extent.clone()).add(after.clone())
-        };
+        let padded =
+            |((before, after), extent): (&(Dim, Dim), &Dim)| before.clone().add(extent.clone()).add(after.clone());
         let shape = self.pads.iter().zip(shape).map(padded).collect();
         Ok(vec![ValueType::Tensor { dtype, shape }])
     }

@@ -71,7 +71,13 @@ impl Binary {
             Binary::Pow => a.powf(b),
             Binary::Mod => a - (a / b).floor() * b,
             Binary::Fmod => a % b,
-            Binary::PRelu => if a < 0.0 { a * b } else { a },
+            Binary::PRelu => {
+                if a < 0.0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
             Binary::Equal => truth(a == b),
             Binary::Less => truth(a < b),
             Binary::LessOrEqual => truth(a <= b),
@@ -100,7 +106,13 @@ impl Binary {
             Binary::Pow => a.powf(b),
             Binary::Mod => a - (a / b).floor() * b,
             Binary::Fmod => a % b,
-            Binary::PRelu => if a < 0.0 { a * b } else { a },
+            Binary::PRelu => {
+                if a < 0.0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
             Binary::Equal => truth(a == b),
             Binary::Less => truth(a < b),
             Binary::LessOrEqual => truth(a <= b),
@@ -132,7 +144,13 @@ impl Binary {
                 if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }
             }
             Binary::Fmod => a.checked_rem(b).ok_or_else(zero)?,
-            Binary::PRelu => if a < 0 { a * b } else { a },
+            Binary::PRelu => {
+                if a < 0 {
+                    a * b
+                } else {
+                    a
+                }
+            }
             Binary::Equal => i128::from(a == b),
             Binary::Less => i128::from(a < b),
             Binary::LessOrEqual => i128::from(a <= b),
@@ -149,10 +167,7 @@ impl Binary {
     /// Whether the result is `bool` for operands of any dtype.
     #[must_use]
     pub fn is_comparison(self) -> bool {
-        matches!(
-            self,
-            Binary::Equal | Binary::Less | Binary::LessOrEqual | Binary::Greater | Binary::GreaterOrEqual
-        )
+        matches!(self, Binary::Equal | Binary::Less | Binary::LessOrEqual | Binary::Greater | Binary::GreaterOrEqual)
     }
 
     /// Arithmetic on f32.

@@ -237,9 +237,7 @@ impl Unary {
                 }
             }
             Unary::Celu { alpha } => x.max(0.0) + (alpha.get() * (x / alpha.get()).exp_m1()).min(0.0),
-            Unary::Selu { alpha, gamma } => {
-                gamma.get() * if x <= 0.0 { alpha.get() * x.exp_m1() } else { x }
-            }
+            Unary::Selu { alpha, gamma } => gamma.get() * if x <= 0.0 { alpha.get() * x.exp_m1() } else { x },
             Unary::ThresholdedRelu { alpha } => {
                 if x > alpha.get() {
                     x
@@ -324,10 +322,7 @@ impl Unary {
 
     /// Whether the function is defined on integers.
     fn takes_integers(self) -> bool {
-        matches!(
-            self,
-            Unary::Neg | Unary::Abs | Unary::Sign | Unary::Relu | Unary::BitwiseNot | Unary::Clip { .. }
-        )
+        matches!(self, Unary::Neg | Unary::Abs | Unary::Sign | Unary::Relu | Unary::BitwiseNot | Unary::Clip { .. })
     }
 
     /// Whether the result is `bool`.
