@@ -155,6 +155,24 @@ pub trait Program: Send + Sync {
 
     /// The steps after the backend's own fusion, for people.
     fn to_text(&self) -> String;
+
+    /// What each step took in all runs so far, where the backend was made to measure.
+    fn step_times(&self) -> Vec<StepTime> {
+        Vec::new()
+    }
+}
+
+/// What a step of a program took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepTime {
+    /// The step, as [`Program::to_text`] shows it.
+    pub name: String,
+    /// Runs.
+    pub runs: u64,
+    /// Nanoseconds of all runs.
+    pub nanoseconds: u64,
+    /// Bytes that one run reads and writes at the program's bounds.
+    pub bytes: u64,
 }
 
 /// The states of a model: a number of slots, each a sequence with its own length.

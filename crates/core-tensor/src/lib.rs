@@ -39,7 +39,7 @@ mod storage;
 mod tensor;
 mod weight;
 
-pub use backend::{Backend, BackendError, HostSession, Program, Progress, Session, Weights};
+pub use backend::{Backend, BackendError, HostSession, Program, Progress, Session, StepTime, Weights};
 pub use dim::{Bindings, Dim, DimError, DimExpr, Shape, eval_shape};
 pub use dtype::{BlockFormat, DType};
 pub use file::{FileAccess, FileBytes, FileError};

@@ -340,6 +340,13 @@ impl Graph {
         Ok(outputs)
     }
 
+    /// Gives a value another name.
+    pub fn rename(&mut self, id: ValueId, name: &str) {
+        if let Some(value) = self.values.get_mut(id.index()) {
+            name.clone_into(&mut value.name);
+        }
+    }
+
     /// Makes a value an output.
     pub fn output(&mut self, value: ValueId) {
         self.outputs.push(value);

@@ -114,7 +114,10 @@ fn check_outputs<'a>(
 }
 
 /// One element that says yes or no.
-pub(crate) fn truth(tensor: &Tensor) -> Result<bool, OpError> {
+///
+/// # Errors
+/// When it is not one bool.
+pub fn truth(tensor: &Tensor) -> Result<bool, OpError> {
     match (tensor.dtype(), tensor.bytes()) {
         (DType::Bool, [byte]) => Ok(*byte != 0),
         _ => Err(OpError::Shape(format!("a condition must be one bool, it is {tensor:?}"))),

@@ -54,7 +54,7 @@ mod signal;
 mod state;
 
 pub use attention::{Attention, TensorAttention};
-pub use control::{If, Loop};
+pub use control::{If, Loop, truth};
 pub use conv::{Conv, ConvInteger, ConvTranspose, DeformConv, Window};
 pub use custom::CustomOp;
 pub use elementwise::{Binary, GatedActivation, Scalar, Unary, Where};
@@ -256,6 +256,12 @@ pub enum OpError {
     /// A user's operator failed.
     #[error("{0}")]
     Custom(String),
+}
+
+/// The error of an input that is left out.
+#[must_use]
+pub fn missing_input(input: usize) -> OpError {
+    OpError::DType { input, expected: "a tensor", found: "left out".into() }
 }
 
 /// What a shape rule sees.

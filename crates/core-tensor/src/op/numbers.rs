@@ -99,4 +99,25 @@ impl Numbers {
             Numbers::Int(v) => v.iter().map(|x| *x as f64).collect(),
         }
     }
+
+    /// Keys that order the elements as integers: -0 is 0, every NaN comes after +∞ and equals the others.
+    pub(crate) fn keys(&self) -> Vec<i128> {
+        match self {
+            Numbers::F32(v) => v.iter().map(|x| key(f64::from(*x))).collect(),
+            Numbers::F64(v) => v.iter().map(|x| key(*x)).collect(),
+            Numbers::Int(v) => v.clone(),
+        }
+    }
+}
+
+/// What `key` gives for NaN.
+pub(crate) const NAN_KEY: i128 = i64::MAX as i128;
+
+fn key(x: f64) -> i128 {
+    if x.is_nan() {
+        return NAN_KEY;
+    }
+    // Floats of one sign are ordered as their bits are.
+    let bits = (if x == 0.0 { 0.0 } else { x }).to_bits() as i64;
+    i128::from(if bits < 0 { i64::MIN.wrapping_sub(bits) } else { bits })
 }

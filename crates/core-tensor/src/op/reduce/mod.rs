@@ -3,9 +3,27 @@
 use super::{Evaluation, Inference, Numbers, OpError, Operator, split_last};
 use crate::{DType, Dim, ValueType};
 
-/// Softmax along the last extent. Input and output: f32 `[..., n]`.
+mod cumulative;
+mod order;
+
+pub use cumulative::CumSum;
+pub use order::{ArgMax, Sort, TopK};
+
+/// Softmax along the last extent. Input and output: f32 or f64 `[..., n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Softmax;
+
+/// `x - ln Σ e^x` along the last extent (ONNX LogSoftmax). Input and output: f32 or f64 `[..., n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSoftmax;
+
+/// The type of what normalizes rows of f32 or f64.
+fn rows_type(cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+    cx.arity(1..=1, "1")?;
+    let shape = cx.typed(0, &[DType::F32, DType::F64], "f32 or f64")?;
+    split_last(shape)?;
+    Ok(vec![ValueType::tensor(cx.tensor(0)?.0, shape)])
+}
 
 impl Operator for Softmax {
     fn name(&self) -> &'static str {
@@ -13,21 +31,49 @@ impl Operator for Softmax {
     }
 
     fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
-        cx.arity(1..=1, "1")?;
-        split_last(cx.f32(0)?)?;
-        Ok(vec![ValueType::tensor(DType::F32, cx.f32(0)?)])
+        rows_type(cx)
     }
 
     fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let n = cx.last_extent(0)?.max(1);
+        if let Numbers::F64(mut x) = Numbers::load(cx.tensor(0)?)? {
+            for row in x.chunks_mut(n) {
+                let max = row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v));
+                row.iter_mut().for_each(|v| *v = (*v - max).exp());
+                let sum: f64 = row.iter().sum();
+                row.iter_mut().for_each(|v| *v /= sum);
+            }
+            return cx.put_numbers(0, &Numbers::F64(x));
+        }
         let mut x = cx.f32(0)?;
-        let n = cx.last_extent(0)?;
-        for row in x.chunks_mut(n.max(1)) {
+        for row in x.chunks_mut(n) {
             let max = row.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
             row.iter_mut().for_each(|v| *v = (*v - max).exp());
             let sum: f32 = row.iter().sum();
             row.iter_mut().for_each(|v| *v /= sum);
         }
         cx.put_f32(0, &x)
+    }
+}
+
+impl Operator for LogSoftmax {
+    fn name(&self) -> &'static str {
+        "LogSoftmax"
+    }
+
+    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
+        rows_type(cx)
+    }
+
+    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
+        let n = cx.last_extent(0)?.max(1);
+        let mut x = Numbers::load(cx.tensor(0)?)?.to_f64();
+        for row in x.chunks_mut(n) {
+            let max = row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v));
+            let sum: f64 = row.iter().map(|v| (v - max).exp()).sum();
+            row.iter_mut().for_each(|v| *v = *v - max - sum.ln());
+        }
+        cx.put_numbers(0, &Numbers::F64(x))
     }
 }
 
@@ -181,124 +227,3 @@ impl ReduceKind {
         }
     }
 }
-
-/// Index of the largest element along the last extent, the first of equals. Input: f32 `[..., n]`, n > 0; output: i32 `[...]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ArgMax;
-
-impl Operator for ArgMax {
-    fn name(&self) -> &'static str {
-        "ArgMax"
-    }
-
-    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
-        cx.arity(1..=1, "1")?;
-        let (rest, last) = split_last(cx.f32(0)?)?;
-        if *last == Dim::Num(0) {
-            return Err(OpError::Shape("no element to choose from".into()));
-        }
-        Ok(vec![ValueType::tensor(DType::I32, rest)])
-    }
-
-    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
-        let x = cx.f32(0)?;
-        let n = cx.last_extent(0)?;
-        let y: Vec<i32> = x
-            .chunks(n.max(1))
-            .map(|row| {
-                let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-                best as i32
-            })
-            .collect();
-        cx.put(0, &y)
-    }
-}
-
-/// The `k` largest elements along the last extent, largest first, the first of equals first; what is no number comes last (ONNX TopK with
-/// `largest` and `sorted`).
-///
-/// Input: f32 `[..., n]` with n ≥ k. Outputs: the elements, f32 `[..., k]`; their indices, i32 `[..., k]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TopK {
-    /// How many; at least 1.
-    pub k: usize,
-}
-
-impl TopK {
-    /// Which of two elements, with their indices, comes first.
-    #[must_use]
-    pub fn order(a: (f32, usize), b: (f32, usize)) -> std::cmp::Ordering {
-        let key = |x: f32| if x.is_nan() { None } else { Some(if x == 0.0 { 0.0 } else { x }) };
-        let values = match (key(a.0), key(b.0)) {
-            (Some(a), Some(b)) => b.total_cmp(&a),
-            (a, b) => b.is_some().cmp(&a.is_some()),
-        };
-        values.then(a.1.cmp(&b.1))
-    }
-}
-
-impl Operator for TopK {
-    fn name(&self) -> &'static str {
-        "TopK"
-    }
-
-    fn attributes(&self) -> String {
-        format!(" {{k={}}}", self.k)
-    }
-
-    fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
-        cx.arity(1..=1, "1")?;
-        let (rest, last) = split_last(cx.f32(0)?)?;
-        if self.k == 0 || last.as_num().is_some_and(|n| n < self.k) {
-            return Err(OpError::Attribute { name: "k", reason: format!("{} of {last} elements", self.k) });
-        }
-        let shape: Vec<Dim> = rest.iter().cloned().chain([Dim::Num(self.k)]).collect();
-        Ok(vec![ValueType::tensor(DType::F32, &shape), ValueType::Tensor { dtype: DType::I32, shape }])
-    }
-
-    fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
-        let x = cx.f32(0)?;
-        let n = cx.last_extent(0)?;
-        if n < self.k {
-            return Err(OpError::Attribute { name: "k", reason: format!("{} of {n} elements", self.k) });
-        }
-        let (mut values, mut indices) = (Vec::new(), Vec::new());
-        for row in x.chunks(n) {
-            let mut sorted: Vec<(f32, usize)> = row.iter().copied().zip(0..).collect();
-            sorted.sort_by(|a, b| TopK::order(*a, *b));
-            values.extend(sorted[..self.k].iter().map(|(value, _)| *value));
-            indices.extend(sorted[..self.k].iter().map(|(_, index)| *index as i32));
-        }
-        cx.put_f32(0, &values)?;
-        cx.put(1, &indices)
-    }
-}
-
-/// `x - ln Σ e^x` along the last extent (ONNX LogSoftmax). Input and output: f32 `[..., n]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogSoftmax;
-
-super::pending!(LogSoftmax, "LogSoftmax");
-
-/// Sorts along the last extent, equal elements in the order in which they are (stable); NaN last.
-///
-/// Input: a plain numeric dtype `[..., n]`. Outputs: the sorted elements; their indices, i64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sort {
-    /// Largest first.
-    pub descending: bool,
-}
-
-/// Running sums along one extent (ONNX CumSum). Input: f32, f64 or integers. Output: as input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CumSum {
-    /// The extent; negative counts from the end.
-    pub axis: isize,
-    /// Whether an element's own value is left out.
-    pub exclusive: bool,
-    /// Whether it goes from the last to the first.
-    pub reverse: bool,
-}
-
-super::pending!(Sort, "Sort");
-super::pending!(CumSum, "CumSum");
