@@ -11,28 +11,6 @@ use crate::dim::{Bindings, Dim, DimError, Shape};
 use crate::graph::{StateDecl, StateId, ValueType};
 use crate::{DType, TensorError};
 
-/// An operator whose shape rule and reference implementation are still to come.
-macro_rules! pending {
-    ($t:ident, $name:literal $(, $dim:ident)?) => { super::pending!(@ $t, $name); };
-    ($t:ident, $name:literal, [$dims:ident]) => { super::pending!(@ $t, $name); };
-    (@ $t:ident, $name:literal) => {
-        impl Operator for $t {
-            fn name(&self) -> &'static str {
-                $name
-            }
-
-            fn infer(&self, _: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
-                Err(OpError::Custom(concat!($name, " is not there yet").into()))
-            }
-
-            fn eval(&self, _: &mut Evaluation<'_>) -> Result<(), OpError> {
-                Err(OpError::Custom(concat!($name, " is not there yet").into()))
-            }
-        }
-    };
-}
-pub(crate) use pending;
-
 mod attention;
 mod control;
 mod conv;
@@ -304,6 +282,15 @@ impl<'a> Inference<'a> {
     /// Shape of a required f32 input.
     pub(crate) fn f32(&self, input: usize) -> Result<&'a [Dim], OpError> {
         self.typed(input, &[DType::F32], "f32")
+    }
+
+    /// Shape of a required input of any float dtype: weights keep the dtype of the file.
+    pub(crate) fn float(&self, input: usize) -> Result<&'a [Dim], OpError> {
+        let (dtype, shape) = self.tensor(input)?;
+        if dtype.is_float() {
+            return Ok(shape);
+        }
+        Err(OpError::DType { input, expected: "a float", found: dtype.to_string() })
     }
 
     /// Extent of a required i32 vector.

@@ -190,11 +190,6 @@ fn add_bias(y: &mut [f32], shape: &[usize], bias: &[f32]) {
     }
 }
 
-/// Shape of an f32 input's weights, which may be of any float dtype.
-fn float_weights<'a>(cx: &Inference<'a>, input: usize) -> Result<&'a [Dim], OpError> {
-    cx.typed(input, &[DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::F64], "a float")
-}
-
 impl Operator for Conv {
     fn name(&self) -> &'static str {
         "Conv"
@@ -206,9 +201,9 @@ impl Operator for Conv {
 
     fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
         cx.arity(2..=3, "2 or 3")?;
-        let shape = convolved(&self.window, self.groups, cx.f32(0)?, float_weights(cx, 1)?)?;
+        let shape = convolved(&self.window, self.groups, cx.f32(0)?, cx.float(1)?)?;
         if cx.has(2) {
-            expect_shape(float_weights(cx, 2)?, &shape[1..2], "the bias")?;
+            expect_shape(cx.float(2)?, &shape[1..2], "the bias")?;
         }
         Ok(vec![ValueType::Tensor { dtype: DType::F32, shape }])
     }

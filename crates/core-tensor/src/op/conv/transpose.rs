@@ -1,6 +1,6 @@
 //! Transposed convolution.
 
-use super::{Window, add_bias, divisible, float_weights, image, known, places};
+use super::{Window, add_bias, divisible, image, known, places};
 use crate::op::{Evaluation, Inference, OpError, Operator, expect_shape, filled, show};
 use crate::{DType, Dim, ValueType};
 
@@ -29,7 +29,7 @@ impl Operator for ConvTranspose {
 
     fn infer(&self, cx: &Inference<'_>) -> Result<Vec<ValueType>, OpError> {
         cx.arity(2..=3, "2 or 3")?;
-        let (x, w) = (cx.f32(0)?, float_weights(cx, 1)?);
+        let (x, w) = (cx.f32(0)?, cx.float(1)?);
         let (batch, channels, spatial) = image(x)?;
         let window = &self.window;
         window.check(spatial.len())?;
@@ -53,7 +53,7 @@ impl Operator for ConvTranspose {
             shape.push(known(whole.sub(cut), &[extent, kernel], "output_padding or pads")?);
         }
         if cx.has(2) {
-            expect_shape(float_weights(cx, 2)?, &shape[1..2], "the bias")?;
+            expect_shape(cx.float(2)?, &shape[1..2], "the bias")?;
         }
         Ok(vec![ValueType::Tensor { dtype: DType::F32, shape }])
     }
