@@ -282,7 +282,7 @@ fn int32_bytes(data: &[i32], dtype: DType) -> Result<Vec<u8>, Fault> {
 }
 
 /// Nibbles as whole bytes.
-fn unpack(dtype: DType, shape: &[usize], packed: &[u8]) -> Result<Tensor, TensorError> {
+pub(crate) fn unpack(dtype: DType, shape: &[usize], packed: &[u8]) -> Result<Tensor, TensorError> {
     let count: usize = shape.iter().product();
     let signed = dtype == DType::I4;
     let nibbles = packed.iter().flat_map(|byte| [byte & 15, byte >> 4]).take(count);

@@ -1,0 +1,5 @@
+//! Control flow, sequences and optionals.
+
+use super::Entry;
+
+pub(super) const OPERATORS: &[Entry] = &[];
