@@ -10,8 +10,8 @@ pub enum RuntimeError {
     /// No backend was given.
     #[error("no backend was given")]
     NoBackend,
-    /// No single backend supports every node.
-    #[error("no backend runs all of graph {graph:?}, and splitting over backends is not built yet; {}", .refusals.join("; "))]
+    /// A graph with states needs one backend that supports every node, any other at least one for each node.
+    #[error("no backend runs all of graph {graph:?}: {}", .refusals.join("; "))]
     Unsupported {
         /// The graph.
         graph: String,
@@ -48,6 +48,18 @@ pub enum RuntimeError {
         /// The largest bound.
         bound: usize,
     },
+    /// The graph has states: a [`Model`](crate::Model) runs it.
+    #[error("graph {graph:?} has states and cannot be split")]
+    States {
+        /// The graph.
+        graph: String,
+    },
+    /// An operator that the host runs failed.
+    #[error(transparent)]
+    Op(#[from] core_tensor::op::OpError),
+    /// A value could not be read on the host.
+    #[error(transparent)]
+    Host(#[from] BackendError),
     /// The graph is wrong, or inputs do not fit it.
     #[error(transparent)]
     Graph(#[from] GraphError),

@@ -26,12 +26,15 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod executable;
 mod memory;
 mod model;
 mod partition;
 mod session;
+mod split;
 
 pub use error::RuntimeError;
+pub use executable::{Executable, ExecutableOptions, OpTime};
 pub use memory::estimate;
 pub use model::{MemoryReport, Model, ModelOptions, ROW_BUCKETS};
 pub use session::Session;
