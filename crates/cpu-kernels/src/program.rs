@@ -7,7 +7,7 @@ use std::time::Instant;
 use core_tensor::op::OpError;
 use core_tensor::{
     AlignedBytes, BackendError, Bindings, DType, Dim, Graph, HostStates, MemoryPlan, Program, RowInputs, Session,
-    StateError, StateId, StateLayout, Tensor, ValueId, eval_shape,
+    StateError, StateId, StateLayout, StepTime, Tensor, ValueId, eval_shape,
 };
 
 use crate::simd::Level;
@@ -86,6 +86,10 @@ pub(crate) trait Step: Send + Sync {
 pub(crate) struct Scheduled {
     pub(crate) barrier: bool,
     pub(crate) step: Box<dyn Step>,
+    /// Bytes of the values that it reads and writes at the bounds.
+    pub(crate) bytes: u64,
+    /// Profiled runs.
+    pub(crate) runs: AtomicU64,
     /// Nanoseconds that the first thread waited before the step, and took for it, in all profiled runs.
     pub(crate) waited: AtomicU64,
     pub(crate) worked: AtomicU64,
@@ -111,6 +115,7 @@ impl Scheduled {
         let ready = Instant::now();
         self.step.run(cx);
         let nanos = |from: Instant, to: Instant| u64::try_from((to - from).as_nanos()).unwrap_or(u64::MAX);
+        self.runs.fetch_add(1, Ordering::Relaxed);
         self.waited.fetch_add(nanos(start, ready), Ordering::Relaxed);
         self.worked.fetch_add(nanos(ready, Instant::now()), Ordering::Relaxed);
     }
@@ -366,9 +371,20 @@ impl Program for CpuProgram {
         &self.plan
     }
 
+    fn step_times(&self) -> Vec<StepTime> {
+        if !self.profile {
+            return Vec::new();
+        }
+        let time = |scheduled: &Scheduled| {
+            let [runs, waited, worked] = [&scheduled.runs, &scheduled.waited, &scheduled.worked].map(|n| n.load(Ordering::Relaxed));
+            StepTime { name: scheduled.step.describe(), runs, nanoseconds: waited + worked, bytes: scheduled.bytes }
+        };
+        self.steps.iter().map(time).collect()
+    }
+
     fn to_text(&self) -> String {
         let mut text = String::new();
-        for Scheduled { barrier, step, waited, worked } in &self.steps {
+        for Scheduled { barrier, step, waited, worked, .. } in &self.steps {
             text += if *barrier { "| " } else { "  " };
             text += &step.describe();
             if self.profile {

@@ -49,7 +49,22 @@ pub(super) fn schedule(
                 life.1 = phase;
             }
         }
-        steps.push(Scheduled { barrier, step: draft.step, waited: AtomicU64::new(0), worked: AtomicU64::new(0) });
+        let mut bytes = 0u64;
+        for memory in draft.reads.iter().chain(&draft.writes) {
+            if let Memory::Value(id) = memory
+                && let Some((dtype, shape)) = graph.tensor_type(*id)
+            {
+                bytes += bound_bytes(dtype, shape, bounds)? as u64;
+            }
+        }
+        steps.push(Scheduled {
+            barrier,
+            step: draft.step,
+            bytes,
+            runs: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
+            worked: AtomicU64::new(0),
+        });
     }
     // Outputs are read when everything is done.
     for output in graph.outputs() {
