@@ -1,23 +1,20 @@
 //! Computes what depends on weights alone.
 
-use core_tensor::{Graph, GraphError, Node, Rewriter, Tensor, Weight, byte_len, evaluate_constant};
+use core_tensor::op::Op;
+use core_tensor::{Graph, GraphError, Node, Rewriter, Weight, byte_len, evaluate_constant};
 
 use crate::Rewritten;
 
-/// Bytes by which a folded result may exceed the weights that it is computed from: folding must not turn a small file into a large
-/// program (a broadcast, a dequantized matrix).
-const GROWTH: usize = 64 << 10;
-
 /// Evaluates nodes whose inputs are all weights with the reference implementation. A node that cannot be evaluated stays as it is, and
 /// fails where it is run.
-pub(crate) fn run(graph: &Graph) -> Result<Rewritten, GraphError> {
-    if !graph.nodes().iter().any(|node| is_constant(graph, node)) {
+pub(crate) fn run(graph: &Graph, growth: usize) -> Result<Rewritten, GraphError> {
+    if !graph.nodes().iter().any(|node| is_constant(graph, node, growth)) {
         return Ok(None);
     }
     let mut rewriter = Rewriter::new(graph);
     let mut changed = 0;
     for node in graph.nodes() {
-        let folded = if is_constant(graph, node) { evaluate_constant(graph, node).ok() } else { None };
+        let folded = if is_constant(graph, node, growth) { evaluate_constant(graph, node).ok() } else { None };
         let Some(tensors) = folded.filter(|tensors| tensors.len() == node.outputs.len()) else {
             rewriter.copy(node)?;
             continue;
@@ -31,8 +28,11 @@ pub(crate) fn run(graph: &Graph) -> Result<Rewritten, GraphError> {
     Ok((changed > 0).then(|| (rewriter.finish(), changed)))
 }
 
-fn is_constant(graph: &Graph, node: &Node) -> bool {
-    if node.op.has_effect() || node.inputs.iter().flatten().next().is_none() {
+fn is_constant(graph: &Graph, node: &Node, growth: usize) -> bool {
+    // Random numbers are new ones at each run; a user's operator without inputs may be, too. Subgraphs are run where they stand.
+    let without_inputs = node.inputs.iter().flatten().next().is_none();
+    let differs = matches!(node.op, Op::Random(_) | Op::If(_) | Op::Loop(_)) || (without_inputs && !is_pure_source(&node.op));
+    if node.op.has_effect() || differs {
         return false;
     }
     let mut from = 0usize;
@@ -45,16 +45,14 @@ fn is_constant(graph: &Graph, node: &Node) -> bool {
         let extents: Vec<usize> = shape.iter().map(core_tensor::Dim::as_num).collect::<Option<_>>()?;
         sum.checked_add(byte_len(dtype, &extents).ok()?)
     });
-    to.is_some_and(|to| to <= from.saturating_add(GROWTH))
+    to.is_some_and(|to| to <= from.saturating_add(growth))
 }
 
-/// All elements of a small constant as f32, if they are one number.
-pub(crate) fn uniform(weight: &Weight) -> Option<f32> {
-    const LARGEST: usize = 1 << 16;
-    if weight.byte_len() > LARGEST {
-        return None;
+
+/// Operators that give the same without inputs, as soon as extents are numbers.
+fn is_pure_source(op: &Op) -> bool {
+    match op {
+        Op::ExtentValues(op) => op.dims.iter().all(|dim| dim.as_num().is_some()),
+        _ => false,
     }
-    let values = weight.to_tensor().ok().as_ref().map(Tensor::to_f32)?.ok()?;
-    let first = *values.first()?;
-    values.iter().all(|value| *value == first).then_some(first)
 }

@@ -1,10 +1,10 @@
 //! Drops nodes that give back what they are given.
 
 use core_tensor::op::{Binary, Op, Reshape};
-use core_tensor::{Graph, GraphError, Node, Rewriter, ValueId};
+use core_tensor::{Dim, Graph, GraphError, Node, Rewriter, ValueId};
 
 use crate::Rewritten;
-use crate::constant_folding::uniform;
+use crate::rule::uniform;
 
 /// Removes: a reshape to the same shape, a cast to the same dtype, a transpose that permutes nothing, a slice of everything, a concatenation
 /// of one, `x + 0`, `x - 0`, `x * 1`, `x / 1`, `x ^ 1` (also with the constant on the left where that commutes; `-0 + 0` is then
@@ -51,7 +51,13 @@ fn passes_through(graph: &Graph, node: &Node) -> Option<ValueId> {
         _ => None,
     };
     match &node.op {
-        Op::Reshape(_) | Op::Cast(_) | Op::Slice(_) | Op::Concat(_) => unary.filter(|input| same_type(*input)),
+        Op::Slice(slice) if slice.step < 0 => None,
+        Op::Pad(pad) => {
+            let none = |dim: &Dim| *dim == Dim::Num(0);
+            node.inputs[0].filter(|input| same_type(*input) && pad.pads.iter().all(|(a, b)| none(a) && none(b)))
+        }
+        Op::Reshape(_) | Op::Expand(_) if node.inputs.len() <= 2 => node.inputs[0].filter(|input| same_type(*input)),
+        Op::Cast(_) | Op::Slice(_) | Op::Concat(_) => unary.filter(|input| same_type(*input)),
         Op::Transpose(transpose) if transpose.perm.iter().copied().eq(0..transpose.perm.len()) => unary,
         Op::Binary(binary) => {
             let [Some(a), Some(b)] = node.inputs[..] else { return None };
