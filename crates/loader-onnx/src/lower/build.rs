@@ -46,10 +46,7 @@ impl<'a> Lower<'a> {
             let Some(outer) = level.checked_sub(1) else { return fail("a value is used outside of its graph") };
             self.id_at(outer, operand)?;
             let here = &mut self.levels[level];
-            let name = format!("capture.{}", operand.key());
-            let id = here.graph.input(&name, held(operand.dtype()), operand.shape());
-            here.captures.push(operand.clone());
-            id
+            here.capture(operand)
         };
         self.levels[level].known.insert(operand.key(), id);
         Ok(id)

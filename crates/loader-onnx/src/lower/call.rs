@@ -1,5 +1,6 @@
 //! One node with its inputs.
 
+use super::Opsets;
 use super::attributes::Attributes;
 use super::fail::{Res, fail};
 use super::operand::{Operand, Value};
@@ -10,6 +11,8 @@ pub(crate) struct Call<'a> {
     pub(crate) proto: &'a NodeProto,
     /// The version of the node's domain.
     pub(crate) opset: i64,
+    /// The versions of all domains, for graphs within the node.
+    pub(crate) opsets: Opsets,
     pub(crate) attributes: Attributes<'a>,
     /// Inputs; `None` where one is left out.
     pub(crate) inputs: Vec<Option<Value>>,

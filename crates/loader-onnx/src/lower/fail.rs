@@ -11,6 +11,8 @@ pub(crate) enum Fail {
     Reason(String),
     /// The operator is not supported in this form at all.
     Unsupported,
+    /// Something unsupported that is listed already lies within.
+    Lacking,
     /// An error that names its place already.
     Placed(Box<OnnxError>),
 }

@@ -10,6 +10,7 @@ pub(crate) mod subgraph;
 pub(crate) mod sym_int;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 
 use core_tensor::{Bindings, DType, Dim, Graph, Tensor, ValueId};
 
@@ -34,6 +35,8 @@ pub struct ImportOptions {
     pub extents: Bindings,
     /// Shapes of inputs, by name, where the model declares none or others.
     pub shapes: HashMap<String, Vec<Dim>>,
+    /// Values of inputs, by name, which the graph then does not take: they are constants of it. For inputs that decide about shapes.
+    pub values: HashMap<String, Tensor>,
     /// Lengths of inputs that are sequences, by name; each element becomes an input `name.0`, `name.1` ... of its own.
     pub sequences: HashMap<String, usize>,
     /// Inputs that are optionals and are given, by name; others are none.
@@ -54,6 +57,14 @@ pub(crate) struct Level {
 }
 
 impl Level {
+    /// Takes a value from the graph around.
+    pub(crate) fn capture(&mut self, operand: &Operand) -> ValueId {
+        let id = self.graph.input(&subgraph::capture_name(operand), held(operand.dtype()), operand.shape());
+        self.captures.push(operand.clone());
+        self.known.insert(operand.key(), id);
+        id
+    }
+
     pub(crate) fn new(name: &str) -> Level {
         Level {
             graph: Graph::new(name),
@@ -84,7 +95,7 @@ pub(crate) struct Lower<'a> {
 }
 
 /// The versions of operators in force.
-pub(crate) type Opsets = BTreeMap<String, i64>;
+pub(crate) type Opsets = Rc<BTreeMap<String, i64>>;
 
 impl OnnxModel {
     /// The model as a graph. Inputs and outputs have the model's names and order; weights stay in the file.
@@ -110,7 +121,7 @@ impl OnnxModel {
         lower.main(proto).map_err(|fail| match fail {
             Fail::Placed(error) => *error,
             Fail::Reason(reason) => lower.subject(proto.name(), reason),
-            Fail::Unsupported => lower.subject(proto.name(), "not supported".into()),
+            Fail::Unsupported | Fail::Lacking => lower.subject(proto.name(), "not supported".into()),
         })?;
         if !lower.unsupported.is_empty() {
             let operators = std::mem::take(&mut lower.unsupported).into_values().collect();
@@ -145,15 +156,20 @@ impl<'a> Lower<'a> {
             if stored.contains(input.name()) {
                 continue;
             }
+            if let Some(tensor) = self.options.values.get(input.name()) {
+                let value = self.constant(tensor.clone(), input.name());
+                self.scopes.set(input.name(), value.into());
+                continue;
+            }
             let wrong = |lower: &Self, fault| lower.fault(Subject::Value(input.name().to_owned()), fault);
             let info = ValueInfo::new(input).map_err(|fault| wrong(self, fault))?;
-            let value = self.graph_input(input.name(), &info.ty).map_err(|fail| match fail {
+            let value = self.graph_input(input.name(), input.name(), &info.ty).map_err(|fail| match fail {
                 Fail::Reason(reason) => wrong(self, Fault::ValueType(reason)),
                 other => other,
             })?;
             self.scopes.set(input.name(), value);
         }
-        let opsets = self.model.opsets.clone();
+        let opsets = Rc::new(self.model.opsets.clone());
         self.body(proto, &opsets, None)?;
         if !self.unsupported.is_empty() {
             return Ok(());
@@ -167,12 +183,19 @@ impl<'a> Lower<'a> {
         Ok(())
     }
 
-    fn graph_input(&mut self, name: &str, ty: &OnnxType) -> Res<Value> {
+    fn graph_input(&mut self, input: &str, name: &str, ty: &OnnxType) -> Res<Value> {
         Ok(match ty {
             OnnxType::Tensor { dtype, shape } => {
                 let shape = match (self.options.shapes.get(name), shape) {
                     (Some(shape), _) => shape.clone(),
                     (None, Some(shape)) => {
+                        // Elements of a sequence have extents of their own.
+                        let own = name != input;
+                        let unnamed = |extent: &Extent| match extent {
+                            Extent::Named(_) if own => Extent::Unknown,
+                            other => other.clone(),
+                        };
+                        let shape: Vec<Extent> = shape.iter().map(unnamed).collect();
                         shape.iter().enumerate().map(|(i, extent)| self.extent(name, i, extent)).collect()
                     }
                     (None, None) => {
@@ -192,11 +215,11 @@ impl<'a> Lower<'a> {
                 let Some(len) = self.options.sequences.get(name).copied() else {
                     return Err(format!("{ty}: give its length").into());
                 };
-                let all: Res<Vec<Value>> = (0..len).map(|i| self.graph_input(&format!("{name}.{i}"), element)).collect();
+                let all: Res<Vec<Value>> = (0..len).map(|i| self.graph_input(input, &format!("{name}.{i}"), element)).collect();
                 Value::Sequence(all?.into())
             }
             OnnxType::Optional(element) if self.options.present.contains(name) => {
-                Value::Optional(Some(self.graph_input(name, element)?.into()))
+                Value::Optional(Some(self.graph_input(input, name, element)?.into()))
             }
             OnnxType::Optional(_) => Value::Optional(None),
             OnnxType::Other(_) | OnnxType::Unknown => return Err(ty.to_string().into()),
@@ -332,7 +355,7 @@ impl<'a> Lower<'a> {
                 let (path, at) = (lower.model.path().to_owned(), Box::new(place.clone()));
                 OnnxError::Node { path, at, reason }.into()
             }
-            Fail::Unsupported => Fail::Unsupported,
+            fail @ (Fail::Unsupported | Fail::Lacking) => fail,
         };
         let mut inputs = Vec::with_capacity(node.input.len());
         let mut lacking = false;
@@ -350,7 +373,8 @@ impl<'a> Lower<'a> {
         }
         let first = node.output.iter().find(|name| !name.is_empty()).map_or(node.name(), |name| name);
         self.name = first.to_owned();
-        let call = Call { proto: node, opset, attributes: Attributes::new(&node.attribute, function), inputs };
+        let attributes = Attributes::new(&node.attribute, function);
+        let call = Call { proto: node, opset, opsets: opsets.clone(), attributes, inputs };
         let lowering = ops::find(domain, node.op_type(), opset);
         let outputs = match (called, lowering) {
             (None, None) => Err(Fail::Unsupported),
@@ -365,6 +389,7 @@ impl<'a> Lower<'a> {
                 self.unsupported.entry(key).or_insert(UnsupportedOperator { at: place, nodes: 0 }).nodes += 1;
                 return Ok(());
             }
+            Err(Fail::Lacking) => return Ok(()),
             Err(fail) => return Err(placed(self, fail)),
         };
         for (i, name) in node.output.iter().enumerate() {
@@ -395,7 +420,7 @@ impl<'a> Lower<'a> {
             return Err(wrong(self, Fault::Recursion(by.join(", "))));
         }
         self.deeper()?;
-        let versions = opsets(&function.opset_import).map_err(|fault| wrong(self, fault))?;
+        let versions = Rc::new(opsets(&function.opset_import).map_err(|fault| wrong(self, fault))?);
         let mut environment: HashMap<&str, &crate::proto::AttributeProto> =
             function.attribute_proto.iter().map(|attribute| (attribute.name(), attribute)).collect();
         environment.extend(call.attributes.all());

@@ -2,11 +2,16 @@
 
 mod constant;
 mod control;
+mod conv;
 mod elementwise;
 mod gather;
 mod matmul;
 mod norm;
+mod pool;
+mod quantize;
+mod recurrent;
 mod reduce;
+mod resize;
 mod shape;
 
 use std::collections::HashMap;
@@ -29,11 +34,16 @@ const TABLE: &[(&str, &[&[Entry]])] = &[(
     &[
         constant::OPERATORS,
         control::OPERATORS,
+        conv::OPERATORS,
         elementwise::OPERATORS,
         gather::OPERATORS,
         matmul::OPERATORS,
         norm::OPERATORS,
+        pool::OPERATORS,
+        quantize::OPERATORS,
+        recurrent::OPERATORS,
         reduce::OPERATORS,
+        resize::OPERATORS,
         shape::OPERATORS,
     ],
 )];

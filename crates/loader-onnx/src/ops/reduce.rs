@@ -259,9 +259,5 @@ fn lp_normalization<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value
         other => return fail(format!("attribute p is {other}")),
     };
     let norm = reduce(lower, kind, &x, &[at], true)?;
-    // Nothing but zeros stays so.
-    let (zero, single) = (lower.scalar(x.dtype(), 0.0)?, lower.scalar(x.dtype(), 1.0)?);
-    let empty = lower.binary(Binary::Equal, &norm, &zero)?;
-    let norm = lower.op(Op::Where(core_tensor::op::Where), &[&empty, &single, &norm])?;
     one(lower.div(&x, &norm)?)
 }

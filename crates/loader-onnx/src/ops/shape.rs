@@ -115,6 +115,8 @@ fn resolved(lower: &mut Lower<'_>, x: &Operand, spec: &Operand, keep_zero: bool)
     let single = lower.scalar(DType::I64, 1.0)?;
     let others = lower.op(Op::Where(Where), &[&negative, &single, &spec])?;
     let others = lower.reduce_last(ReduceKind::Prod, &others)?;
+    // A shape without -1 may have no elements.
+    let others = lower.binary(Binary::Max, &others, &single)?;
     let count = lower.integers(DType::I64, &[Dim::Num(1)], vec![SymInt::of(x.count())])?;
     let rest = lower.div(&count, &others)?;
     lower.op(Op::Where(Where), &[&negative, &rest, &spec])
