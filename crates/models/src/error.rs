@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use core_tensor::{GraphError, StateError, TensorError, WeightError};
 use loader_gguf::GgufError;
+use loader_onnx::OnnxError;
+use loader_torch::TorchError;
 use polaris_runtime::RuntimeError;
 
 use crate::chat_template::ChatTemplateError;
@@ -17,6 +19,38 @@ pub enum Error {
     /// The file cannot be read, or is no GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The file cannot be read, is no ONNX file, or has operators that are not supported.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    /// The file cannot be read, or is no safetensors file.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    /// A file cannot be read, or is not what is needed.
+    #[error("{path}: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A key of a JSON configuration makes no sense, or asks for what is not supported.
+    #[error("{path}: '{key}': {reason}")]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no gap to fill.
+    #[error("the text has no {mask}{}", if *.truncated { " in as many tokens as the model takes" } else { "" })]
+    NoMask {
+        /// How a gap is written.
+        mask: String,
+        /// Whether the end of the text was cut off.
+        truncated: bool,
+    },
     /// The file's architecture has no builder here.
     #[error("{path}: architecture {found:?} is not supported (supported: {known})")]
     UnknownArchitecture {

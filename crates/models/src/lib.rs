@@ -13,6 +13,7 @@
 //! ```
 
 pub mod backends;
+pub mod bert;
 pub mod chat_template;
 mod error;
 pub mod inspect;
