@@ -83,10 +83,12 @@ fn run(folder: &Path, verbose: bool) -> Result<(), Box<dyn Error>> {
             break;
         }
         let mut options = ImportOptions::default();
-        let (mut given, mut expected) = (Vec::new(), Vec::new());
+        let (mut given, mut owners, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for (i, info) in inputs.iter().enumerate() {
             let data = Data::open(set.join(format!("input_{i}.pb")), &info.ty)?;
+            let single = matches!(data, Data::Tensor(_));
             flatten(&info.name, data, &mut options, &mut given)?;
+            owners.resize(given.len(), (info.name.clone(), single));
         }
         let mut unused = ImportOptions::default();
         for (i, info) in outputs.iter().enumerate() {
@@ -99,13 +101,11 @@ fn run(folder: &Path, verbose: bool) -> Result<(), Box<dyn Error>> {
             Ok(graph) => (graph, given),
             Err(first) => {
                 let mut rest = Vec::new();
-                let plain = options.sequences.is_empty() && options.present.is_empty() && given.len() == inputs.len();
-                for (i, tensor) in given.into_iter().enumerate() {
-                    match inputs.get(i) {
-                        Some(info) if plain && tensor.len() <= 64 && small(tensor.dtype()) => {
-                            options.values.insert(info.name.clone(), tensor);
-                        }
-                        _ => rest.push(tensor),
+                for ((name, single), tensor) in owners.iter().zip(given) {
+                    if *single && tensor.len() <= 64 && small(tensor.dtype()) {
+                        options.values.insert(name.clone(), tensor);
+                    } else {
+                        rest.push(tensor);
                     }
                 }
                 (model.graph(&options).map_err(|_| first)?, rest)

@@ -48,9 +48,10 @@ impl Data {
             OnnxType::Optional(_) => optional(reader, &decode::<OptionalProto>(file)?).map_err(wrong),
             _ => {
                 let proto = decode::<TensorProto>(file)?;
-                reader.read(&proto).map(Data::Tensor).map_err(|fault| {
-                    OnnxError::malformed(file.path(), Subject::Tensor(proto.name().to_owned()), fault)
-                })
+                reader
+                    .read(&proto)
+                    .map(Data::Tensor)
+                    .map_err(|fault| OnnxError::malformed(file.path(), Subject::Tensor(proto.name().to_owned()), fault))
             }
         }
     }

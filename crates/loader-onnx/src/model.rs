@@ -165,10 +165,7 @@ impl OnnxModel {
         self.value_infos(self.main_graph()?.output.iter())
     }
 
-    fn value_infos<'a>(
-        &self,
-        protos: impl Iterator<Item = &'a ValueInfoProto>,
-    ) -> Result<Vec<ValueInfo>, OnnxError> {
+    fn value_infos<'a>(&self, protos: impl Iterator<Item = &'a ValueInfoProto>) -> Result<Vec<ValueInfo>, OnnxError> {
         let wrong = |name: &str, fault| OnnxError::malformed(self.path(), Subject::Value(name.to_owned()), fault);
         protos.map(|proto| ValueInfo::new(proto).map_err(|fault| wrong(proto.name(), fault))).collect()
     }

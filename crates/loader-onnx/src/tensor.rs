@@ -104,18 +104,10 @@ impl TensorReader<'_> {
         };
         // Two nibbles share a byte across rows in ONNX, but not here: such tensors become bytes.
         let odd = dtype.packing().0 == 2 && shape.last().is_none_or(|row| row % 2 == 1);
-        let bytes = if dtype.packing().0 == 2 {
-            count.div_ceil(2)
-        } else {
-            byte_len(dtype, &shape)?
-        };
+        let bytes = if dtype.packing().0 == 2 { count.div_ceil(2) } else { byte_len(dtype, &shape)? };
         let tensor = if proto.data_location() == DataLocation::External {
             let (file, range) = self.external_range(proto, bytes)?;
-            if odd {
-                unpack(dtype, &shape, &file[range])?
-            } else {
-                Tensor::from_file(dtype, &shape, file, range)?
-            }
+            if odd { unpack(dtype, &shape, &file[range])? } else { Tensor::from_file(dtype, &shape, file, range)? }
         } else if let Some(raw) = &proto.raw_data {
             check_len("raw_data", "bytes", bytes, raw.len())?;
             match self.range_of(raw) {
@@ -141,7 +133,8 @@ impl TensorReader<'_> {
         let (mut location, mut offset, mut length) = (None, 0u64, bytes as u64);
         for entry in &proto.external_data {
             let number = || {
-                let what = || Fault::External(format!("{} '{}' is no number", entry.key(), entry.value().escape_debug()));
+                let what =
+                    || Fault::External(format!("{} '{}' is no number", entry.key(), entry.value().escape_debug()));
                 entry.value().trim().parse::<u64>().map_err(|_| what())
             };
             match entry.key() {

@@ -94,9 +94,7 @@ impl OnnxType {
                     return Ok(OnnxType::Unknown);
                 }
                 match tensor::dtype(tensor.elem_type()) {
-                    Ok(Some(dtype)) => {
-                        OnnxType::Tensor { dtype, shape: tensor.shape.as_ref().map(shape).transpose()? }
-                    }
+                    Ok(Some(dtype)) => OnnxType::Tensor { dtype, shape: tensor.shape.as_ref().map(shape).transpose()? },
                     Ok(None) => OnnxType::Other("string".into()),
                     Err(Fault::UnsupportedType { name }) => OnnxType::Other(name.into()),
                     Err(fault) => return Err(fault),

@@ -1,7 +1,8 @@
 //! Making nodes: constants are computed at once, integers that follow from extents stay symbolic, everything else becomes nodes.
 
 use core_tensor::op::{
-    Binary, Cast, Concat, Expand, ExtentValues, Gather, Inference, Op, Reduce, ReduceKind, Reshape, Slice, Transpose, Unary,
+    Binary, Cast, Concat, Expand, ExtentValues, Gather, Inference, Op, Reduce, ReduceKind, Reshape, Slice, Transpose,
+    Unary,
 };
 use core_tensor::{Bindings, DType, Dim, Tensor, ValueId, ValueType, Weight, byte_len, evaluate};
 

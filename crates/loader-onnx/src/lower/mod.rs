@@ -215,7 +215,8 @@ impl<'a> Lower<'a> {
                 let Some(len) = self.options.sequences.get(name).copied() else {
                     return Err(format!("{ty}: give its length").into());
                 };
-                let all: Res<Vec<Value>> = (0..len).map(|i| self.graph_input(input, &format!("{name}.{i}"), element)).collect();
+                let all: Res<Vec<Value>> =
+                    (0..len).map(|i| self.graph_input(input, &format!("{name}.{i}"), element)).collect();
                 Value::Sequence(all?.into())
             }
             OnnxType::Optional(element) if self.options.present.contains(name) => {
@@ -260,10 +261,9 @@ impl<'a> Lower<'a> {
             }
             Value::Optional(Some(value)) => self.graph_output(name, value),
             Value::Optional(None) => Ok(()),
-            Value::Strings { .. } => Err(self.fault(
-                Subject::Value(name.to_owned()),
-                Fault::ValueType("an output of strings".into()),
-            )),
+            Value::Strings { .. } => {
+                Err(self.fault(Subject::Value(name.to_owned()), Fault::ValueType("an output of strings".into())))
+            }
         }
     }
 
@@ -479,13 +479,7 @@ impl<'a> Lower<'a> {
     }
 
     /// An operand for a value of the innermost graph.
-    pub(crate) fn known(
-        &mut self,
-        id: ValueId,
-        dtype: DType,
-        shape: Vec<Dim>,
-        ints: Option<Vec<SymInt>>,
-    ) -> Operand {
+    pub(crate) fn known(&mut self, id: ValueId, dtype: DType, shape: Vec<Dim>, ints: Option<Vec<SymInt>>) -> Operand {
         let key = self.next_key();
         self.level().known.insert(key, id);
         Operand::node(key, dtype, shape, ints)

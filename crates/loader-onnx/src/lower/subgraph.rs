@@ -180,11 +180,7 @@ impl<'a> Lower<'a> {
             types.push(ValueType::Tensor { dtype: held(a.dtype()), shape });
             declared.push(a.dtype());
         }
-        let op = If {
-            then_branch: Arc::new(then_part.graph),
-            else_branch: Arc::new(else_part.graph),
-            outputs: types,
-        };
+        let op = If { then_branch: Arc::new(then_part.graph), else_branch: Arc::new(else_part.graph), outputs: types };
         let condition = self.reshape(condition, &[])?;
         let inputs: Vec<Option<&Operand>> =
             [Some(&condition)].into_iter().chain(else_part.captures.iter().map(Some)).collect();

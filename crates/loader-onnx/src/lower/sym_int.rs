@@ -105,9 +105,7 @@ impl SymInt {
             (SymInt::Dim(a), Num(n)) if *n > 0 => {
                 usize::try_from(*n).map_or(Unknown, |n| SymInt::of(quotient(std::slice::from_ref(a), &[Dim::Num(n)])))
             }
-            (SymInt::Dim(a), SymInt::Dim(b)) => {
-                SymInt::of(quotient(std::slice::from_ref(a), std::slice::from_ref(b)))
-            }
+            (SymInt::Dim(a), SymInt::Dim(b)) => SymInt::of(quotient(std::slice::from_ref(a), std::slice::from_ref(b))),
             (Num(a), SymInt::Dim(b)) if *a > 0 => {
                 usize::try_from(*a).map_or(Unknown, |a| SymInt::of(Dim::Num(a).div(b.clone())))
             }

@@ -101,12 +101,7 @@ pub(super) fn filled(lower: &mut Lower<'_>, value: &Operand, shape: &Operand) ->
 }
 
 /// Broadcast to a shape, some of whose extents only the graph's run knows.
-pub(super) fn expand_to(
-    lower: &mut Lower<'_>,
-    x: &Operand,
-    dims: &[Dim],
-    runtime: Option<&Operand>,
-) -> Res<Operand> {
+pub(super) fn expand_to(lower: &mut Lower<'_>, x: &Operand, dims: &[Dim], runtime: Option<&Operand>) -> Res<Operand> {
     match runtime {
         None => lower.expand(x, dims),
         Some(shape) => {
@@ -164,9 +159,10 @@ fn eye_like<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
 fn seed(lower: &Lower<'_>, call: &Call<'_>) -> Res<u64> {
     Ok(match call.attributes.float("seed")? {
         Some(seed) => u64::from(seed.to_bits()),
-        None => lower.name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        }),
+        None => lower
+            .name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)),
     })
 }
 

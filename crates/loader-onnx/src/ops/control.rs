@@ -77,8 +77,7 @@ fn repeat<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     };
     let count = first.len();
     let mut lower_body = |lower: &mut Lower<'a>, iteration: &Operand, going: &Operand, carried: &[Operand]| {
-        let values: Vec<Value> =
-            [iteration, going].into_iter().chain(carried).cloned().map(Value::Tensor).collect();
+        let values: Vec<Value> = [iteration, going].into_iter().chain(carried).cloned().map(Value::Tensor).collect();
         let outputs = lower.inline(body, call, &values)?;
         let mut outputs = outputs.iter().map(|value| match value {
             Value::Tensor(operand) => Ok(operand.clone()),
@@ -165,11 +164,9 @@ fn scan<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         if all.len() == len { Ok(all) } else { fail(format!("attribute {name} has {} elements, not {len}", all.len())) }
     };
     let (input_axes, output_axes) = (list("scan_input_axes", scans)?, list("scan_output_axes", outputs)?);
-    let (input_ways, output_ways) =
-        (list("scan_input_directions", scans)?, list("scan_output_directions", outputs)?);
+    let (input_ways, output_ways) = (list("scan_input_directions", scans)?, list("scan_output_directions", outputs)?);
     let (first, scanned) = inputs.split_at(states);
-    let places: Vec<usize> =
-        scanned.iter().zip(&input_axes).map(|(x, at)| axis(*at, x.rank())).collect::<Res<_>>()?;
+    let places: Vec<usize> = scanned.iter().zip(&input_axes).map(|(x, at)| axis(*at, x.rank())).collect::<Res<_>>()?;
     let len = scanned[0].shape()[places[0]].clone();
     let most = lower.integers(DType::I64, &[], vec![SymInt::of(len.clone())])?;
     let last = lower.integers(DType::I64, &[], vec![SymInt::of(len.clone()).sub(&SymInt::Num(1))])?;

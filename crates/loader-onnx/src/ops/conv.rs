@@ -56,7 +56,9 @@ pub(super) fn pads(call: &Call<'_>, spatial: &[Dim], kernel: &[usize], window: &
     let rank = spatial.len();
     let upper = match call.attributes.text_or("auto_pad", "NOTSET")? {
         "NOTSET" | "" => {
-            let Some(all) = call.attributes.ints("pads")? else { return Ok(vec![(SymInt::Num(0), SymInt::Num(0)); rank]) };
+            let Some(all) = call.attributes.ints("pads")? else {
+                return Ok(vec![(SymInt::Num(0), SymInt::Num(0)); rank]);
+            };
             if all.len() != 2 * rank {
                 return fail(format!("attribute pads has {} elements for {rank} spatial extents", all.len()));
             }
@@ -97,10 +99,8 @@ pub(super) fn place_pads(
     window: &mut Window,
     fill: Option<&Operand>,
 ) -> Res<Operand> {
-    let plain: Option<Vec<(usize, usize)>> = pads
-        .iter()
-        .map(|(before, after)| Some((before.as_dim()?.as_num()?, after.as_dim()?.as_num()?)))
-        .collect();
+    let plain: Option<Vec<(usize, usize)>> =
+        pads.iter().map(|(before, after)| Some((before.as_dim()?.as_num()?, after.as_dim()?.as_num()?))).collect();
     if let Some(plain) = plain {
         window.pads_begin = plain.iter().map(|(before, _)| *before).collect();
         window.pads_end = plain.iter().map(|(_, after)| *after).collect();

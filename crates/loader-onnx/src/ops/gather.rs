@@ -148,7 +148,9 @@ fn one_hot<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let at = axis(call.attributes.int_or("axis", -1)?, rank)?;
     let depth = lower.cast(&depth, DType::I64)?;
     let len = match depth.ints().as_deref() {
-        Some([int]) if *int != SymInt::Unknown => int.as_dim().ok_or_else(|| crate::lower::fail::Fail::from("a negative depth"))?,
+        Some([int]) if *int != SymInt::Unknown => {
+            int.as_dim().ok_or_else(|| crate::lower::fail::Fail::from("a negative depth"))?
+        }
         _ => lower.fresh(&format!("{}.{at}", lower.name)),
     };
     let (zero, step) = (lower.scalar(DType::I64, 0.0)?, lower.scalar(DType::I64, 1.0)?);

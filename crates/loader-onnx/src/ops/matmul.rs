@@ -178,9 +178,8 @@ fn einsum<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let Some(mut result) = rest.next() else { return fail("it has no inputs") };
     let rest: Vec<Labelled> = rest.collect();
     for (i, next) in rest.iter().enumerate() {
-        let later = |label: &char| {
-            wanted.contains(label) || rest[i + 1..].iter().any(|operand| operand.labels.contains(label))
-        };
+        let later =
+            |label: &char| wanted.contains(label) || rest[i + 1..].iter().any(|operand| operand.labels.contains(label));
         result = contract(lower, &result, next, &later)?;
     }
     let result = sum_out(lower, &result, &|label| wanted.contains(label))?;
@@ -198,9 +197,8 @@ fn einsum<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
 /// Extents of the same label within one operand become one, by their diagonal.
 fn diagonal(lower: &mut Lower<'_>, operand: Labelled) -> Res<Labelled> {
     let Labelled { mut x, mut labels } = operand;
-    while let Some((a, b)) = (0..labels.len())
-        .flat_map(|b| (0..b).map(move |a| (a, b)))
-        .find(|(a, b)| labels[*a] == labels[*b])
+    while let Some((a, b)) =
+        (0..labels.len()).flat_map(|b| (0..b).map(move |a| (a, b))).find(|(a, b)| labels[*a] == labels[*b])
     {
         let (lead, _) = lower.to_last(&x, b)?;
         let (both, _) = lower.to_last(&lead, a)?;

@@ -1,10 +1,13 @@
 //! The operators, one file per family: each lowers to the graph's.
 
+mod attention;
+mod classic;
 mod constant;
 mod control;
 mod conv;
 mod elementwise;
 mod gather;
+mod loss;
 mod matmul;
 mod norm;
 mod pool;
@@ -12,7 +15,9 @@ mod quantize;
 mod recurrent;
 mod reduce;
 mod resize;
+mod rope;
 mod shape;
+mod signal;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -29,24 +34,31 @@ pub(crate) type Lowering = for<'l, 'a> fn(&'l mut Lower<'a>, &'l Call<'a>) -> Re
 pub(crate) type Entry = (&'static str, i64, Lowering);
 
 /// Domain → its operators, family by family.
-const TABLE: &[(&str, &[&[Entry]])] = &[(
-    "",
-    &[
-        constant::OPERATORS,
-        control::OPERATORS,
-        conv::OPERATORS,
-        elementwise::OPERATORS,
-        gather::OPERATORS,
-        matmul::OPERATORS,
-        norm::OPERATORS,
-        pool::OPERATORS,
-        quantize::OPERATORS,
-        recurrent::OPERATORS,
-        reduce::OPERATORS,
-        resize::OPERATORS,
-        shape::OPERATORS,
-    ],
-)];
+const TABLE: &[(&str, &[&[Entry]])] = &[
+    (
+        "",
+        &[
+            attention::OPERATORS,
+            constant::OPERATORS,
+            control::OPERATORS,
+            conv::OPERATORS,
+            elementwise::OPERATORS,
+            gather::OPERATORS,
+            loss::OPERATORS,
+            matmul::OPERATORS,
+            norm::OPERATORS,
+            pool::OPERATORS,
+            quantize::OPERATORS,
+            recurrent::OPERATORS,
+            reduce::OPERATORS,
+            resize::OPERATORS,
+            rope::OPERATORS,
+            shape::OPERATORS,
+            signal::OPERATORS,
+        ],
+    ),
+    ("ai.onnx.ml", &[classic::OPERATORS]),
+];
 
 type Index = HashMap<(&'static str, &'static str), Vec<(i64, Lowering)>>;
 

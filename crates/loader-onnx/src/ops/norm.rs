@@ -155,10 +155,8 @@ fn batch_normalization<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Va
         let variance = reduce(lower, ReduceKind::Mean, &squares, &places, true)?;
         for (i, now) in [(2, mean), (3, variance)] {
             let now = lower.reshape(&now, &vectors[i].shape().to_vec())?;
-            let (old, new) = (
-                lower.scalar(x.dtype(), f64::from(momentum))?,
-                lower.scalar(x.dtype(), 1.0 - f64::from(momentum))?,
-            );
+            let (old, new) =
+                (lower.scalar(x.dtype(), f64::from(momentum))?, lower.scalar(x.dtype(), 1.0 - f64::from(momentum))?);
             let (old, new) = (lower.mul(&vectors[i].clone(), &old)?, lower.mul(&now, &new)?);
             outputs.push(Value::Tensor(lower.add(&old, &new)?));
             vectors[i] = now;

@@ -1,7 +1,7 @@
 //! Pooling.
 
-use core_tensor::op::{Op, PadMode, Pool, PoolKind, ReduceKind, RoiAlign, ScatterElements, ScatterReduction};
 use core_tensor::DType;
+use core_tensor::op::{Op, PadMode, Pool, PoolKind, ReduceKind, RoiAlign, ScatterElements, ScatterReduction};
 
 use super::conv::{kernel, pads, place_pads, spatial, window};
 use super::reduce::reduce;
@@ -45,7 +45,9 @@ fn pool<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let pads = pads(call, spatial(&x)?, &kernel, &window)?;
     let fill = match kind {
         PoolKind::Max if !exact => Some(lower.scalar(x.dtype(), f64::NEG_INFINITY)?),
-        PoolKind::Average { count_include_pad: false } if pads.iter().any(|(a, b)| a.as_num().is_none() || b.as_num().is_none()) => {
+        PoolKind::Average { count_include_pad: false }
+            if pads.iter().any(|(a, b)| a.as_num().is_none() || b.as_num().is_none()) =>
+        {
             return fail("automatic pads of an average over extents that are not known");
         }
         _ => None,
@@ -110,11 +112,8 @@ fn max_unpool<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     if wanted.len() != shape.len() {
         return fail("output_shape does not fit");
     }
-    let pads: Vec<(SymInt, SymInt)> = wanted
-        .iter()
-        .zip(&shape)
-        .map(|(wanted, dim)| (SymInt::Num(0), wanted.sub(&SymInt::of(dim.clone()))))
-        .collect();
+    let pads: Vec<(SymInt, SymInt)> =
+        wanted.iter().zip(&shape).map(|(wanted, dim)| (SymInt::Num(0), wanted.sub(&SymInt::of(dim.clone())))).collect();
     one(padded(lower, &y, &pads, PadMode::Constant, None)?)
 }
 
@@ -145,4 +144,3 @@ fn roi_align<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let y = lower.op(Op::RoiAlign(op), &[&x, &rois, &batch])?;
     one(lower.back(y, dtype)?)
 }
-

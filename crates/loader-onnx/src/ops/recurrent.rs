@@ -49,9 +49,7 @@ fn recurrent<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         "GRU" => {
             (Cell::Gru { linear_before_reset: attributes.flag("linear_before_reset", false)? }, &["Sigmoid", "Tanh"])
         }
-        "LSTM" => {
-            (Cell::Lstm { input_forget: attributes.flag("input_forget", false)? }, &["Sigmoid", "Tanh", "Tanh"])
-        }
+        "LSTM" => (Cell::Lstm { input_forget: attributes.flag("input_forget", false)? }, &["Sigmoid", "Tanh", "Tanh"]),
         _ => return Err(Fail::Unsupported),
     };
     let direction = match attributes.text_or("direction", "forward")? {

@@ -231,7 +231,8 @@ fn top_k<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
             }
         }
         k => {
-            let k_known = call.opset < 10 || call.input(1)?.int_vector("k")?.first().is_some_and(|k| *k != SymInt::Unknown);
+            let k_known =
+                call.opset < 10 || call.input(1)?.int_vector("k")?.first().is_some_and(|k| *k != SymInt::Unknown);
             let mut both = lower.ops(Op::Sort(Sort { descending: largest }), &[Some(&last)])?.into_iter();
             let (Some(values), Some(places)) = (both.next(), both.next()) else { return fail("no result") };
             let place = x.rank() - 1;

@@ -80,7 +80,11 @@ fn resample(lower: &mut Lower<'_>, x: &Operand, op: Resize, roi: Option<&Operand
     let dtype = x.dtype();
     let x = if matches!(op.mode, ResizeMode::Nearest(_)) { x.clone() } else { lower.f32(x)? };
     // A resize of integers rounds as its reference does: towards zero, by way of the cast.
-    let x = if x.dtype().is_float() || matches!(op.mode, ResizeMode::Nearest(_)) { x } else { lower.cast(&x, DType::F32)? };
+    let x = if x.dtype().is_float() || matches!(op.mode, ResizeMode::Nearest(_)) {
+        x
+    } else {
+        lower.cast(&x, DType::F32)?
+    };
     let y = match roi {
         Some(roi) => lower.op(Op::Resize(op), &[&x, roi])?,
         None => lower.op(Op::Resize(op), &[&x])?,
@@ -117,8 +121,7 @@ fn resize<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         None => (0..x.rank()).collect(),
     };
     let given = |operand: Option<&Operand>| operand.filter(|operand| operand.count() != Dim::Num(0)).cloned();
-    let (roi, scales, sizes) =
-        (given(call.optional(1)?), given(call.optional(2)?), given(call.optional(3)?));
+    let (roi, scales, sizes) = (given(call.optional(1)?), given(call.optional(2)?), given(call.optional(3)?));
     let mut shape = x.shape().to_vec();
     let mut factors = None;
     if let Some(sizes) = sizes {

@@ -80,11 +80,8 @@ fn reshape<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     }
     if let Some(i) = open {
         let others: Vec<Dim> = dims.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, dim)| dim.clone()).collect();
-        dims[i] = if unknown.is_empty() {
-            quotient(x.shape(), &others)
-        } else {
-            lower.fresh(&format!("{}.{i}", lower.name))
-        };
+        dims[i] =
+            if unknown.is_empty() { quotient(x.shape(), &others) } else { lower.fresh(&format!("{}.{i}", lower.name)) };
         if product(&others) == Dim::Num(0) {
             return fail("an extent of -1 beside one of 0");
         }
