@@ -10,6 +10,7 @@ use models::inspect::{Inspection, inspect};
 use models::llama::KvDType;
 
 use crate::failure::Failure;
+use crate::inspect_graph;
 use crate::model;
 use crate::output::{self, bytes, count, shown};
 
@@ -17,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   polaris inspect model.gguf
   polaris inspect model.gguf --tensors
+  polaris inspect model.onnx
   polaris inspect model.gguf --json | jq '.metadata[] | select(.key == \"llama.context_length\")'
 
 Works on files whose architecture is not supported, too; it then says so. Nothing but the file's header is read.";
@@ -43,6 +45,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if inspect_graph::is_graph(&arguments.file) {
+        let Arguments { metadata, tensors, json, .. } = *arguments;
+        return inspect_graph::run(&arguments.file, inspect_graph::Show { metadata, tensors, json });
+    }
     let gguf = Gguf::open(&arguments.file, FileAccess::Map)?;
     let inspection = inspect(&gguf, arguments.kv_dtype);
     if arguments.json {

@@ -2,17 +2,22 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod completions;
 mod devices;
 mod doctor;
 mod estimate;
 mod failure;
 mod generate;
+mod graph;
 mod inspect;
+mod inspect_graph;
 mod interrupt;
 mod model;
+mod npy;
 mod output;
 mod perplexity;
+mod run;
 mod sampling;
 mod self_test;
 mod tokenize;
@@ -50,6 +55,8 @@ struct Arguments {
 enum Command {
     Generate(generate::Arguments),
     Chat(chat::Arguments),
+    Run(run::Arguments),
+    Compare(compare::Arguments),
     Inspect(inspect::Arguments),
     Tokenize(tokenize::Arguments),
     Perplexity(perplexity::Arguments),
@@ -82,6 +89,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Command::Generate(arguments) => generate::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
+        Command::Run(arguments) => run::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Tokenize(arguments) => tokenize::run(arguments),
         Command::Perplexity(arguments) => perplexity::run(arguments),

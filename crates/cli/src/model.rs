@@ -56,7 +56,8 @@ pub(crate) struct Compute {
 
 impl Compute {
     pub(crate) fn backend(&self) -> BackendOptions {
-        BackendOptions { device: self.device, threads: self.threads.map(usize::from), activations: self.activations }
+        let threads = self.threads.map(usize::from);
+        BackendOptions { device: self.device, threads, activations: self.activations, profile: false }
     }
 }
 
@@ -69,7 +70,7 @@ pub(crate) fn kv_dtype() -> impl TypedValueParser<Value = KvDType> {
     named(&KvDType::ALL)
 }
 
-fn activations() -> impl TypedValueParser<Value = Activations> {
+pub(crate) fn activations() -> impl TypedValueParser<Value = Activations> {
     named(&[("q8", Activations::Q8), ("f32", Activations::F32)])
 }
 
@@ -98,17 +99,17 @@ pub(crate) fn open(
 }
 
 /// A progress bar on standard error, drawn only on a terminal and only if loading takes long enough to wonder.
-struct LoadBar {
+pub(crate) struct LoadBar {
     start: Instant,
     bar: Option<ProgressBar>,
 }
 
 impl LoadBar {
-    fn new() -> LoadBar {
+    pub(crate) fn new() -> LoadBar {
         LoadBar { start: Instant::now(), bar: None }
     }
 
-    fn set(&mut self, done: u64, total: u64) {
+    pub(crate) fn set(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && self.start.elapsed() > Duration::from_millis(300) {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}") {
@@ -121,7 +122,7 @@ impl LoadBar {
         }
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

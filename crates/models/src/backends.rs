@@ -86,6 +86,8 @@ pub struct BackendOptions {
     pub threads: Option<usize>,
     /// Activations that meet quantized weights.
     pub activations: Activations,
+    /// Whether steps are timed, where the backend can.
+    pub profile: bool,
 }
 
 /// Backends to run a model on.
@@ -184,7 +186,7 @@ fn cpu(options: &BackendOptions) -> Result<Vec<Arc<dyn Backend>>, Error> {
         Activations::Q8 => ActivationKind::Q8,
         Activations::F32 => ActivationKind::F32,
     };
-    let cpu = CpuOptions::default().with_threads(options.threads.unwrap_or(0)).with_activations(activations);
+    let cpu = CpuOptions::default().with_threads(options.threads.unwrap_or(0)).with_activations(activations).with_profile(options.profile);
     Ok(vec![Arc::new(CpuBackend::new(cpu))])
 }
 

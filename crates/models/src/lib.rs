@@ -16,6 +16,7 @@ pub mod backends;
 pub mod bert;
 pub mod chat_template;
 mod error;
+pub mod graph_file;
 pub mod inspect;
 pub mod llama;
 pub mod sampler;
