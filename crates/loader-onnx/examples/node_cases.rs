@@ -66,7 +66,7 @@ fn compare(found: &Tensor, expected: &Tensor) -> Result<(), Box<dyn Error>> {
         return Err(format!("{found:?}, {expected:?} expected").into());
     }
     for (i, (a, b)) in doubles(found)?.into_iter().zip(doubles(expected)?).enumerate() {
-        let near = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-7 + 1e-3 * b.abs();
+        let near = a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-6 + 1e-3 * b.abs();
         if !near {
             return Err(format!("element {i} of {expected:?}: {a}, {b} expected").into());
         }
@@ -108,7 +108,7 @@ fn run(folder: &Path, verbose: bool) -> Result<(), Box<dyn Error>> {
                         rest.push(tensor);
                     }
                 }
-                (model.graph(&options).map_err(|_| first)?, rest)
+                (model.graph(&options).map_err(|second| if verbose { second } else { first })?, rest)
             }
         };
         let graph = Arc::new(graph);

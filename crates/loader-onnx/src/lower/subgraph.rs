@@ -207,7 +207,7 @@ impl<'a> Lower<'a> {
             let name = format!("{}.body", self.name);
             let mut counts = (0, 0);
             let finished = self.separate(&name, &[], |lower| {
-                let mut input = |lower: &mut Self, name: &str, dtype: DType, shape: &[Dim]| {
+                let input = |lower: &mut Self, name: &str, dtype: DType, shape: &[Dim]| {
                     let id = lower.level().graph.input(name, held(dtype), shape);
                     lower.known(id, dtype, shape.to_vec(), None)
                 };

@@ -1,7 +1,7 @@
 //! Element-wise operators.
 
 use core_tensor::DType;
-use core_tensor::op::{Binary, Op, Scalar, Unary, Where};
+use core_tensor::op::{Binary, Granularity, Op, Scalar, Unary, Where};
 
 use super::{Entry, one};
 use crate::lower::Lower;
@@ -393,7 +393,9 @@ fn cast_like<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
 
 fn convert<'a>(lower: &mut Lower<'a>, call: &Call<'a>, x: &Operand, to: DType) -> Res<Operand> {
     if matches!(to, DType::F8E4M3 | DType::F8E5M2) && !call.attributes.flag("saturate", true)? {
-        return fail("a conversion to 8-bit floats that does not saturate is not supported");
+        let scale = lower.scalar(DType::F32, 1.0)?;
+        let x = lower.f32(x)?;
+        return super::quantize::quantize(lower, &x, &scale, None, Granularity::Tensor, to, false);
     }
     if matches!(to, DType::I4 | DType::U4) && x.dtype() != to {
         // The low four bits, as they are held in a byte.

@@ -9,6 +9,7 @@ mod elementwise;
 mod gather;
 mod loss;
 mod matmul;
+mod microsoft;
 mod norm;
 mod pool;
 mod quantize;
@@ -46,6 +47,7 @@ const TABLE: &[(&str, &[&[Entry]])] = &[
             gather::OPERATORS,
             loss::OPERATORS,
             matmul::OPERATORS,
+            microsoft::norm::STANDARD,
             norm::OPERATORS,
             pool::OPERATORS,
             quantize::OPERATORS,
@@ -58,6 +60,16 @@ const TABLE: &[(&str, &[&[Entry]])] = &[
         ],
     ),
     ("ai.onnx.ml", &[classic::OPERATORS]),
+    (
+        "com.microsoft",
+        &[
+            microsoft::attention::OPERATORS,
+            microsoft::elementwise::OPERATORS,
+            microsoft::matmul::OPERATORS,
+            microsoft::norm::OPERATORS,
+            microsoft::quantize::OPERATORS,
+        ],
+    ),
 ];
 
 type Index = HashMap<(&'static str, &'static str), Vec<(i64, Lowering)>>;

@@ -10,7 +10,7 @@ use super::{Entry, one};
 use crate::lower::Lower;
 use crate::lower::call::Call;
 use crate::lower::fail::{Fail, Res, fail};
-use crate::lower::operand::Value;
+use crate::lower::operand::{Operand, Value};
 use crate::lower::sym_int::{SymInt, product};
 
 pub(super) const OPERATORS: &[Entry] = &[
@@ -26,10 +26,25 @@ pub(super) const OPERATORS: &[Entry] = &[
 
 fn pool<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let x = call.input(0)?.clone();
+    pooled(lower, call, &x)
+}
+
+/// The mean over windows that the node's attributes describe.
+pub(super) fn average<'a>(lower: &mut Lower<'a>, call: &Call<'a>, x: &Operand) -> Res<Operand> {
+    match pooled(lower, call, x)?.into_iter().next() {
+        Some(Value::Tensor(y)) => Ok(y),
+        _ => fail("no result"),
+    }
+}
+
+fn pooled<'a>(lower: &mut Lower<'a>, call: &Call<'a>, x: &Operand) -> Res<Vec<Value>> {
+    let x = x.clone();
     let attributes = &call.attributes;
     let kind = match call.proto.op_type() {
         "MaxPool" => PoolKind::Max,
-        "AveragePool" => PoolKind::Average { count_include_pad: attributes.flag("count_include_pad", false)? },
+        "AveragePool" | "QLinearAveragePool" => {
+            PoolKind::Average { count_include_pad: attributes.flag("count_include_pad", false)? }
+        }
         "LpPool" => match u32::try_from(attributes.int_or("p", 2)?) {
             Ok(p) if p > 0 => PoolKind::Lp { p },
             _ => return fail("attribute p must be positive"),

@@ -1,0 +1,146 @@
+//! Operators on quantized tensors: dequantized, applied, quantized again.
+
+use core_tensor::DType;
+use core_tensor::Dim;
+use core_tensor::op::{Binary, Granularity, Op, ReduceKind, Scalar, Softmax, Unary};
+
+use super::super::quantize::{dequantize, quantize};
+use super::super::reduce::{along_axis, reduce};
+use super::super::{Entry, find, one};
+use super::matmul::scaled_product;
+use crate::lower::Lower;
+use crate::lower::call::{Call, axis};
+use crate::lower::fail::{Fail, Res, fail};
+use crate::lower::operand::{Operand, Value};
+
+pub(in crate::ops) const OPERATORS: &[Entry] = &[
+    ("DequantizeLinear", 1, standard),
+    ("QGemm", 1, q_gemm),
+    ("QLinearAdd", 1, q_linear_binary),
+    ("QLinearAveragePool", 1, q_linear_pool),
+    ("QLinearConcat", 1, q_linear_concat),
+    ("QLinearConv", 1, standard),
+    ("QLinearGlobalAveragePool", 1, q_linear_pool),
+    ("QLinearLeakyRelu", 1, q_linear_unary),
+    ("QLinearMul", 1, q_linear_binary),
+    ("QLinearSigmoid", 1, q_linear_unary),
+    ("QLinearSoftmax", 1, q_linear_unary),
+    ("QuantizeLinear", 1, standard),
+];
+
+/// As the standard domain's operator of the same name.
+fn standard<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    if call.attributes.flag("channels_last", false)? {
+        return fail("channels last are not supported");
+    }
+    match find("", call.proto.op_type(), 21) {
+        Some(lowering) => lowering(lower, call),
+        None => Err(Fail::Unsupported),
+    }
+}
+
+/// Inputs `at`, `at + 1`, `at + 2` as one f32 tensor.
+fn real(lower: &mut Lower<'_>, call: &Call<'_>, at: usize) -> Res<Operand> {
+    let (x, scale, zero) = (call.input(at)?.clone(), call.input(at + 1)?.clone(), call.optional(at + 2)?.cloned());
+    dequantize(lower, &x, &scale, zero.as_ref(), Granularity::Tensor)
+}
+
+/// Quantized by inputs `at` and `at + 1`.
+fn stored(lower: &mut Lower<'_>, call: &Call<'_>, y: &Operand, at: usize, to: DType) -> Res<Operand> {
+    let (scale, zero) = (call.input(at)?.clone(), call.optional(at + 1)?.cloned());
+    let to = zero.as_ref().map_or(to, Operand::dtype);
+    quantize(lower, y, &scale, zero.as_ref(), Granularity::Tensor, to, true)
+}
+
+fn q_linear_binary<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let (a, b) = (real(lower, call, 0)?, real(lower, call, 3)?);
+    let op = if call.proto.op_type() == "QLinearAdd" { Binary::Add } else { Binary::Mul };
+    let y = lower.binary(op, &a, &b)?;
+    let to = call.input(0)?.dtype();
+    one(stored(lower, call, &y, 6, to)?)
+}
+
+fn q_linear_unary<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let x = real(lower, call, 0)?;
+    let y = match call.proto.op_type() {
+        "QLinearSigmoid" => lower.unary(Unary::Sigmoid, &x)?,
+        "QLinearLeakyRelu" => {
+            let alpha = Scalar::new(call.attributes.float_or("alpha", 0.01)?);
+            lower.unary(Unary::LeakyRelu { alpha }, &x)?
+        }
+        _ => {
+            let at = axis(call.attributes.int_or("axis", -1)?, x.rank())?;
+            along_axis(lower, &x, at, |lower, x| lower.op(Op::Softmax(Softmax), &[x]))?
+        }
+    };
+    let to = call.input(0)?.dtype();
+    one(stored(lower, call, &y, 3, to)?)
+}
+
+fn q_linear_pool<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let mut x = real(lower, call, 0)?;
+    let rank = x.rank();
+    let channels_last = call.attributes.flag("channels_last", false)?;
+    if channels_last && rank > 2 {
+        let perm: Vec<usize> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+        x = lower.transpose(&x, &perm)?;
+    }
+    let mut y = if call.proto.op_type() == "QLinearGlobalAveragePool" {
+        reduce(lower, ReduceKind::Mean, &x, &(2..rank).collect::<Vec<_>>(), true)?
+    } else {
+        super::super::pool::average(lower, call, &x)?
+    };
+    if channels_last && rank > 2 {
+        let perm: Vec<usize> = [0].into_iter().chain(2..rank).chain([1]).collect();
+        y = lower.transpose(&y, &perm)?;
+    }
+    let to = call.input(0)?.dtype();
+    one(stored(lower, call, &y, 3, to)?)
+}
+
+fn q_linear_concat<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let count = call.inputs.len().saturating_sub(2) / 3;
+    let mut parts = Vec::with_capacity(count);
+    for i in 0..count {
+        parts.push(real(lower, call, 2 + 3 * i)?);
+    }
+    let Some(first) = parts.first() else { return fail("nothing to join") };
+    let at = axis(call.attributes.int_or("axis", 1)?, first.rank())?;
+    let y = lower.concat(&parts, at)?;
+    let to = call.input(2)?.dtype();
+    one(stored(lower, call, &y, 0, to)?)
+}
+
+fn q_gemm<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let (mut a, a_scale, a_zero) = (call.input(0)?.clone(), call.input(1)?.clone(), call.optional(2)?.cloned());
+    let (mut b, b_scale, b_zero) = (call.input(3)?.clone(), call.input(4)?.clone(), call.optional(5)?.cloned());
+    if call.attributes.flag("transA", false)? {
+        a = lower.transpose(&a, &[1, 0])?;
+    }
+    if call.attributes.flag("transB", false)? {
+        b = lower.transpose(&b, &[1, 0])?;
+    }
+    let mut y = scaled_product(lower, (&a, &a_scale, a_zero.as_ref()), (&b, &b_scale, b_zero.as_ref()), None)?;
+    let alpha = call.attributes.float_or("alpha", 1.0)?;
+    let scalar = |lower: &mut Lower<'a>, x: &Operand| -> Res<Operand> {
+        let x = lower.f32(x)?;
+        if x.count() == Dim::Num(1) { lower.reshape(&x, &[]) } else { Ok(x) }
+    };
+    if let Some(bias) = call.optional(6)?.cloned() {
+        // The bias counts in units of both scales.
+        let (a_scale, b_scale) = (scalar(lower, &a_scale)?, scalar(lower, &b_scale)?);
+        let unit = lower.mul(&a_scale, &b_scale)?;
+        let bias = lower.cast(&bias, DType::F32)?;
+        let bias = lower.mul(&bias, &unit)?;
+        y = lower.add(&y, &bias)?;
+    }
+    if alpha != 1.0 {
+        let alpha = lower.scalar(DType::F32, f64::from(alpha))?;
+        y = lower.mul(&y, &alpha)?;
+    }
+    if call.optional(7)?.is_none() {
+        return one(y);
+    }
+    let to = call.input(0)?.dtype();
+    one(stored(lower, call, &y, 7, to)?)
+}
