@@ -37,6 +37,13 @@ pub enum DimExpr {
     Max(Dim, Dim),
 }
 
+/// Which of two extents.
+#[derive(Clone, Copy)]
+enum Side {
+    Min,
+    Max,
+}
+
 /// The extents of a tensor, outermost first.
 pub type Shape = Vec<Dim>;
 
@@ -208,6 +215,9 @@ impl Dim {
         match (self, other) {
             (a, b) if a == b => a,
             (Dim::Num(0), _) | (_, Dim::Num(0)) => Dim::Num(0),
+            // min(a, max(a, b)) is a, min(a, min(a, b)) is min(a, b).
+            (a, b) if b.has_operand(&a, Side::Max) || a.has_operand(&b, Side::Min) => a,
+            (a, b) if a.has_operand(&b, Side::Max) || b.has_operand(&a, Side::Min) => b,
             (a, b) => fold(if a <= b { DimExpr::Min(a, b) } else { DimExpr::Min(b, a) }),
         }
     }
@@ -218,7 +228,21 @@ impl Dim {
         match (self, other) {
             (a, b) if a == b => a,
             (dim, Dim::Num(0)) | (Dim::Num(0), dim) => dim,
+            // max(a, min(a, b)) is a, max(a, max(a, b)) is max(a, b): what broadcasting makes of a table that is cut to the tokens.
+            (a, b) if b.has_operand(&a, Side::Min) || a.has_operand(&b, Side::Max) => a,
+            (a, b) if a.has_operand(&b, Side::Min) || b.has_operand(&a, Side::Max) => b,
             (a, b) => fold(if a <= b { DimExpr::Max(a, b) } else { DimExpr::Max(b, a) }),
+        }
+    }
+
+    /// Whether this is the smaller (larger) of two extents of which `dim` is one.
+    fn has_operand(&self, dim: &Dim, side: Side) -> bool {
+        match self {
+            Dim::Expr(expr) => match (&**expr, side) {
+                (DimExpr::Min(a, b), Side::Min) | (DimExpr::Max(a, b), Side::Max) => a == dim || b == dim,
+                _ => false,
+            },
+            Dim::Num(_) | Dim::Sym(_) => false,
         }
     }
 
@@ -396,6 +420,18 @@ mod tests {
         assert_eq!(tokens.clone().mul(2.into()), Dim::Num(2).mul(tokens.clone()));
         assert_eq!(tokens.clone().sub(tokens.clone()), Dim::Num(0));
         assert_eq!(tokens.clone().add(0.into()), tokens);
+    }
+
+    #[test]
+    fn the_larger_of_an_extent_and_what_is_cut_to_it_is_the_extent() {
+        let tokens = Dim::sym("tokens");
+        let cut = Dim::Num(512).min(tokens.clone());
+        assert_eq!(cut.clone().max(tokens.clone()), tokens);
+        assert_eq!(tokens.clone().max(cut.clone()), tokens);
+        let larger = tokens.clone().max(Dim::sym("other"));
+        assert_eq!(larger.clone().max(tokens.clone()), larger);
+        assert_eq!(larger.min(tokens.clone()), tokens);
+        assert_eq!(cut.clone().min(tokens), cut);
     }
 
     #[test]

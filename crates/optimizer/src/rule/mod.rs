@@ -172,6 +172,7 @@ fn apply(
         let far = matcher.furthest;
         // Most of a large pattern was there: worth a word.
         if far.nodes >= 3
+            && rule.size > 3
             && far.nodes * 10 >= rule.size * 6
             && let Some((expected, value)) = far.stopped
         {

@@ -5,7 +5,7 @@
 //! product, on either operand; division instead of multiplication; soft caps; masks that are added or chosen by a condition; guards against rows that see nothing;
 //! keys and values repeated for grouped queries; three extents instead of four (one head, or heads within the batch).
 
-use core_tensor::op::{Binary, Op, TensorAttention, Transpose, Unary, Where};
+use core_tensor::op::{Binary, Op, TensorAttention, Unary, Where};
 use core_tensor::{Dim, Node, ValueId};
 
 use crate::rule::{Pattern, Reject, Rewrite, Rule};
@@ -64,7 +64,7 @@ fn build(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
     // Factors on the operands.
     let q = peel_factor(r, parts.q, &mut parts.scale);
     let k = peel_factor(r, parts.k, &mut parts.scale);
-    let (k_repeated, v_repeated) = (repeated(r, k.inner, k.perm.is_none()), repeated(r, v, true));
+    let (k_repeated, v_repeated) = (repeated(r, k.inner, k.moves.is_empty()), repeated(r, v, true));
     let grouped = match (k_repeated, v_repeated) {
         (Some((k, k_heads)), Some((v, v_heads))) if parts.k_rows && !product.transpose_b && k_heads == v_heads => {
             Some((k, v, k_heads))
@@ -75,7 +75,7 @@ fn build(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
     let (new_k, new_v) = match grouped {
         Some((k, v, heads)) => (ungrouped(r, k, &heads)?, ungrouped(r, v, &heads)?),
         None => {
-            let v = Peeled { inner: v, perm: None };
+            let v = Peeled { inner: v, moves: Vec::new() };
             (place(r, &k, parts.k_rows)?, place(r, &v, !product.transpose_b)?)
         }
     };
@@ -184,44 +184,39 @@ fn leads_to_product(r: &Rewrite<'_, '_>, id: ValueId, depth: usize) -> bool {
     }
 }
 
-/// An operand without its factor: the value below, and the transpose that stood between.
+/// An operand without its factor: the value below, and the transposes and reshapes that stood between, from the operand down.
 struct Peeled {
     inner: ValueId,
-    perm: Option<Vec<usize>>,
+    moves: Vec<Op>,
 }
 
-/// Takes a factor off an operand, also below a transpose.
+/// Takes a factor off an operand, also below transposes and reshapes.
 fn peel_factor(r: &Rewrite<'_, '_>, id: ValueId, scale: &mut f32) -> Peeled {
-    let factor = |id: ValueId| {
-        let node = r.producer(id)?;
-        if r.uses(id) > 1 || !matches!(node.op, Op::Binary(Binary::Mul)) {
-            return None;
+    let (mut at, mut moves) = (id, Vec::new());
+    while let Some(node) = r.producer(at).filter(|_| r.uses(at) == 1) {
+        match &node.op {
+            Op::Binary(Binary::Mul) => {
+                let same = |x: ValueId| matches!((r.shape(x), r.shape(at)), (Ok(x), Ok(at)) if x == at);
+                let Some((x, number, _)) = with_number(r, node).filter(|(x, _, _)| same(*x)) else { break };
+                *scale *= number;
+                return Peeled { inner: x, moves };
+            }
+            Op::Transpose(_) | Op::Reshape(_) => {
+                let Some(x) = only(node) else { break };
+                moves.push(node.op.clone());
+                at = x;
+            }
+            _ => break,
         }
-        let (x, number, _) = with_number(r, node)?;
-        (r.shape(x).ok()? == r.shape(id).ok()?).then_some((x, number))
-    };
-    if let Some((x, number)) = factor(id) {
-        *scale *= number;
-        return Peeled { inner: x, perm: None };
     }
-    let below = r.producer(id).filter(|_| r.uses(id) == 1).and_then(|node| match &node.op {
-        Op::Transpose(Transpose { perm }) => Some((only(node)?, perm.clone())),
-        _ => None,
-    });
-    if let Some((inner, perm)) = below
-        && let Some((x, number)) = factor(inner)
-    {
-        *scale *= number;
-        return Peeled { inner: x, perm: Some(perm) };
-    }
-    Peeled { inner: id, perm: None }
+    Peeled { inner: id, moves: Vec::new() }
 }
 
 /// An operand as `[batch, rows, heads, dim]`; `rows_first`: it is `[batch, heads, rows, dim]`, and not `[batch, heads, dim, rows]`.
 fn place(r: &mut Rewrite<'_, '_>, operand: &Peeled, rows_first: bool) -> Result<ValueId, Reject> {
     let mut new = r.new_value(operand.inner);
-    if let Some(perm) = &operand.perm {
-        new = r.transpose(new, perm)?;
+    for op in operand.moves.iter().rev() {
+        new = r.add(op.clone(), &[new])?;
     }
     let shape = r.new_shape(new)?;
     match &shape[..] {

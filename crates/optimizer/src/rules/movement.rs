@@ -40,6 +40,20 @@ pub(crate) fn rules() -> Vec<Rule> {
             },
         ),
         Rule::new(
+            "transpose-of-merged",
+            "transposing what a reshape merged becomes a transpose of what it merges, and a reshape",
+            transpose(reshape(Pattern::value("x")).shared().named("merged")),
+            |r| {
+                let (x, merged) = (r.found("x")?, r.found("merged")?);
+                let groups = merged_groups(r.shape(x)?, r.shape(merged)?).ok_or_else(Reject::nothing_to_do)?;
+                let perm: Vec<usize> = root_perm(r)?.iter().flat_map(|i| groups[*i].clone()).collect();
+                let x = r.new_value(x);
+                let y = r.transpose(x, &perm)?;
+                let shape = r.shape(r.root().outputs[0])?;
+                r.reshape(y, shape)
+            },
+        ),
+        Rule::new(
             "sink-transpose",
             "f(transpose(x)) becomes transpose(f(x)) for f of one operand",
             elementwise(transpose(Pattern::value("x")).named("moved")),
@@ -216,6 +230,26 @@ fn behind(r: &Rewrite<'_, '_>, id: ValueId) -> Option<ValueId> {
         [Some(x)] => Some(x),
         _ => None,
     }
+}
+
+/// For each extent of a reshaped value the run of extents that it merges; `None`, if the reshape does more than merging.
+fn merged_groups(from: &[Dim], to: &[Dim]) -> Option<Vec<std::ops::Range<usize>>> {
+    let mut groups = Vec::with_capacity(to.len());
+    let mut at = 0;
+    for (i, extent) in to.iter().enumerate() {
+        let start = at;
+        let mut product = Dim::Num(1);
+        while product != *extent || at == start {
+            product = product.mul(from.get(at)?.clone());
+            at += 1;
+        }
+        // The last extent takes what is left of ones.
+        while i + 1 == to.len() && from.get(at) == Some(&Dim::Num(1)) {
+            at += 1;
+        }
+        groups.push(start..at);
+    }
+    (at == from.len() && from.len() > to.len()).then_some(groups)
 }
 
 fn sink_transpose_of_two(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {

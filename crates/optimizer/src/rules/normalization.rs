@@ -33,7 +33,7 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "layer-norm-weight",
             "LayerNormalization without weight, times a vector, gets the weight",
-            Pattern::product(layer_norm(), Pattern::value("w")),
+            Pattern::product(norm("LayerNormalization", &[1]), Pattern::value("w")),
             |r| {
                 let node = inner(r)?;
                 let [Some(x)] = node.inputs[..] else {
@@ -48,12 +48,12 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "layer-norm-bias",
             "LayerNormalization without bias, plus a vector, gets the bias",
-            Pattern::sum(layer_norm(), Pattern::value("b")),
+            Pattern::sum(norm("LayerNormalization", &[1, 2]), Pattern::value("b")),
             |r| {
                 let node = inner(r)?;
                 let (x, w) = match node.inputs[..] {
                     [Some(x)] => (x, None),
-                    [Some(x), w] | [Some(x), w, None] => (x, w),
+                    [Some(x), w] => (x, w),
                     _ => return Err(Reject::nothing_to_do()),
                 };
                 let b = r.found("b")?;
@@ -114,7 +114,7 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "group-norm-weight",
             "GroupNormalization without weight, times a number per channel, gets the weight",
-            Pattern::product(group_norm_pattern(), Pattern::constant("w")),
+            Pattern::product(norm("GroupNormalization", &[1]), Pattern::constant("w")),
             |r| {
                 let node = inner(r)?;
                 let [Some(x)] = node.inputs[..] else { return Err(Reject::nothing_to_do()) };
@@ -127,12 +127,12 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "group-norm-bias",
             "GroupNormalization without bias, plus a number per channel, gets the bias",
-            Pattern::sum(group_norm_pattern(), Pattern::constant("b")),
+            Pattern::sum(norm("GroupNormalization", &[1, 2]), Pattern::constant("b")),
             |r| {
                 let node = inner(r)?;
                 let (x, w) = match node.inputs[..] {
                     [Some(x)] => (x, None),
-                    [Some(x), w] | [Some(x), w, None] => (x, w),
+                    [Some(x), w] => (x, w),
                     _ => return Err(Reject::nothing_to_do()),
                 };
                 let b = r.found("b")?;
@@ -183,16 +183,11 @@ fn tensorflow_layer_norm() -> Pattern {
     )
 }
 
-fn layer_norm() -> Pattern {
-    Pattern::node("LayerNormalization", |op| matches!(op, Op::LayerNormalization(_)), [Pattern::any()])
-        .and_more_inputs()
-        .named("norm")
-}
-
-fn group_norm_pattern() -> Pattern {
-    Pattern::node("GroupNormalization", |op| matches!(op, Op::GroupNormalization(_)), [Pattern::any()])
-        .and_more_inputs()
-        .named("norm")
+/// A normalization with as many inputs as one of `counts`: what it lacks can be added.
+fn norm(what: &'static str, counts: &[usize]) -> Pattern {
+    let inputs = |count: usize| (0..count).map(|_| Pattern::any()).collect::<Vec<_>>();
+    let all = counts.iter().map(|count| Pattern::node(what, move |op| op.name() == what, inputs(*count)));
+    Pattern::either(all).named("norm")
 }
 
 fn inner<'a>(r: &Rewrite<'a, '_>) -> Result<&'a core_tensor::Node, Reject> {

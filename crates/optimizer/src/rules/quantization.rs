@@ -4,10 +4,10 @@
 //! backend reads the integers in its kernel, and folding it would quadruple the file.
 
 use core_tensor::op::{
-    Binary, Cast, Conv, ConvInteger, DequantizeLinear, Granularity, MatMul, MatMulInteger, Op, Pool, PoolKind,
+    Binary, Cast, Conv, ConvInteger, DequantizeLinear, Gather, Granularity, MatMul, MatMulInteger, Op, Pool, PoolKind,
     Reshape, Transpose,
 };
-use core_tensor::{DType, Dim, Node, ValueId};
+use core_tensor::{DType, Dim, Node, Tensor, ValueId, Weight};
 
 use super::movement::axis_index;
 use crate::rule::{Pattern, Reject, Rewrite, Rule};
@@ -33,6 +33,33 @@ pub(crate) fn rules() -> Vec<Rule> {
                 }
                 Ok(r.new_value(x))
             },
+        ),
+        Rule::new(
+            "dequantization",
+            "(float(integers) - zero) * scale of a weight becomes DequantizeLinear",
+            {
+                let cast = Pattern::node("Cast", |op| matches!(op, Op::Cast(Cast { to: DType::F32 })), [
+                    Pattern::constant("integers"),
+                ]);
+                let shifted = Pattern::optional(cast, |cast| Pattern::sum(cast, Pattern::uniform("shift")));
+                Pattern::product(shifted, Pattern::constant("scale"))
+            },
+            written_out,
+        ),
+        Rule::new(
+            "gather-dequantized",
+            "rows of a dequantized table are dequantized, and not the table",
+            Pattern::node("Gather", |op| matches!(op, Op::Gather(Gather { axis: 0 })), [
+                Pattern::node("DequantizeLinear", |op| matches!(op, Op::DequantizeLinear(_)), [
+                    Pattern::constant("table"),
+                    Pattern::value("scale"),
+                ])
+                .and_more_inputs()
+                .shared()
+                .named("dequantized"),
+                Pattern::value("indices"),
+            ]),
+            gather_first,
         ),
         Rule::new(
             "sink-dequantization",
@@ -126,6 +153,77 @@ fn sink(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
 
 fn positive(r: &Rewrite<'_, '_>, node: &Node) -> bool {
     node.inputs.get(1).copied().flatten().is_some_and(|id| r.number(id).is_ok_and(|scale| scale > 0.0))
+}
+
+/// `(float(integers) + shift) * scale` as one operator, where the scale is a number or one per index of an extent.
+fn written_out(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
+    let (integers, scale) = (r.found("integers")?, r.found("scale")?);
+    let (dtype, scale_shape) = (r.weight(integers)?.dtype(), r.weight(scale)?.shape());
+    let shape = r.weight(integers)?.shape();
+    if !matches!(dtype, DType::I8 | DType::U8) || shape.is_empty() || scale_shape.len() > shape.len() {
+        return Err(Reject::nothing_to_do());
+    }
+    let lead = shape.len() - scale_shape.len();
+    let long: Vec<usize> = (0..scale_shape.len()).filter(|i| scale_shape[*i] != 1).collect();
+    let (granularity, extents) = match long[..] {
+        [] => (Granularity::Tensor, Vec::new()),
+        [axis] if scale_shape[axis] == shape[axis + lead] => {
+            (Granularity::Axis((axis + lead) as isize), vec![Dim::Num(scale_shape[axis])])
+        }
+        _ => return Err(Reject::because("the scales are not one per index of one extent")),
+    };
+    let shift = match r.found("shift") {
+        Ok(shift) => r.number(shift)?,
+        Err(_) => 0.0,
+    };
+    let zero = match (dtype, -shift) {
+        (_, 0.0) => None,
+        (DType::U8, zero) if zero.fract() == 0.0 && (0.0..=255.0).contains(&zero) => Some(zero),
+        (DType::I8, zero) if zero.fract() == 0.0 && (-128.0..=127.0).contains(&zero) => Some(zero),
+        (_, zero) => return Err(Reject::because(format!("{zero} is no zero point of {dtype}"))),
+    };
+    let mut inputs = vec![Some(r.new_value(integers)), Some(r.fold(&Op::Reshape(Reshape { shape: extents.clone() }), &[scale])?)];
+    if let Some(zero) = zero {
+        let count = extents.first().and_then(Dim::as_num).unwrap_or(1);
+        let shape: Vec<usize> = extents.iter().filter_map(Dim::as_num).collect();
+        let bytes = vec![if dtype == DType::U8 { zero as u8 } else { (zero as i8) as u8 }; count];
+        let tensor = Tensor::from_bytes(dtype, &shape, &bytes).map_err(|error| Reject::because(error.to_string()))?;
+        inputs.push(Some(r.add_weight("zero point", Weight::stored(tensor))));
+    }
+    r.add_with(Op::DequantizeLinear(DequantizeLinear { granularity }), inputs)
+}
+
+fn gather_first(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
+    let node = r.producer(r.found("dequantized")?).ok_or_else(Reject::nothing_to_do)?;
+    let Op::DequantizeLinear(DequantizeLinear { granularity }) = node.op else { return Err(Reject::nothing_to_do()) };
+    let (table, scale, indices) = (r.found("table")?, r.found("scale")?, r.found("indices")?);
+    let zero = node.inputs.get(2).copied().flatten();
+    let rank = r.shape(table)?.len();
+    let (new_table, new_scale, new_indices) = (r.new_value(table), r.new_value(scale), r.new_value(indices));
+    let rows = r.add(Op::Gather(Gather { axis: 0 }), &[new_table, new_indices])?;
+    let axis = match granularity {
+        Granularity::Tensor => None,
+        Granularity::Axis(axis) => Some(axis_index(axis, rank)?),
+        Granularity::Blocks { .. } => return Err(Reject::because("the scales are those of blocks")),
+    };
+    if axis != Some(0) {
+        let lead = r.shape(indices)?.len();
+        let granularity = axis.map_or(Granularity::Tensor, |axis| Granularity::Axis((axis + lead - 1) as isize));
+        let zero = zero.map(|zero| r.new_value(zero));
+        let mut inputs = vec![Some(rows), Some(new_scale)];
+        inputs.extend(zero.map(Some));
+        return r.add_with(Op::DequantizeLinear(DequantizeLinear { granularity }), inputs);
+    }
+    if zero.is_some_and(|zero| r.number(zero).is_err() || r.number(zero) != Ok(0.0)) {
+        return Err(Reject::because("rows have zero points of their own"));
+    }
+    // A scale per row: it is gathered, too.
+    let mut shape = r.shape(indices)?.to_vec();
+    shape.extend((1..rank).map(|_| Dim::Num(1)));
+    let scales = r.add(Op::Gather(Gather { axis: 0 }), &[new_scale, new_indices])?;
+    let scales = r.reshape(scales, &shape)?;
+    let rows = r.add(Op::Cast(Cast { to: DType::F32 }), &[rows])?;
+    r.add(Op::Binary(Binary::Mul), &[rows, scales])
 }
 
 /// Integers with their parameters.
