@@ -84,10 +84,10 @@ pub fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, TensorError> {
         return Err(TensorError::Blocks { row, dtype, block: len });
     }
     let row_bytes = dtype.row_bytes(row).ok_or_else(too_large)?;
-    rows.iter()
-        .try_fold(row_bytes, |bytes, extent| bytes.checked_mul(*extent))
-        .filter(|bytes| *bytes <= isize::MAX as usize)
-        .ok_or_else(too_large)
+    // Extents of 0 do not excuse the others: what runs over parts of a shape multiplies these.
+    let whole = rows.iter().try_fold(row_bytes.max(1), |bytes, extent| bytes.checked_mul((*extent).max(1)));
+    whole.filter(|bytes| *bytes <= isize::MAX as usize).ok_or_else(too_large)?;
+    Ok(rows.iter().fold(row_bytes, |bytes, extent| bytes * extent))
 }
 
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use super::elementwise::broadcast_index;
-use super::{Evaluation, Inference, Numbers, OpError, Operator, broadcast, filled, show, split_last};
+use super::{Evaluation, Inference, Numbers, OpError, Operator, broadcast, filled, room, show, split_last};
 use crate::{DType, Dim, Tensor, ValueType};
 
 /// `Y = A·B` (`B` is `[..., k, n]`) or `Y = A·Bᵀ` (`B` is `[..., n, k]`, as linear layers are stored).
@@ -53,9 +53,10 @@ impl Places {
         let dims = |shape: &[usize]| -> Vec<Dim> { shape.iter().map(|n| Dim::Num(*n)).collect() };
         let batch = broadcast(&dims(a_batch), &dims(b_batch))?;
         let batch: Vec<usize> = batch.iter().filter_map(Dim::as_num).collect();
-        let pairs = (0..batch.iter().product())
-            .map(|i| (broadcast_index(i, &batch, a_batch), broadcast_index(i, &batch, b_batch)))
-            .collect();
+        let mut pairs = room(&batch)?;
+        for i in 0..batch.iter().product() {
+            pairs.push((broadcast_index(i, &batch, a_batch), broadcast_index(i, &batch, b_batch)));
+        }
         Ok(Places { m, n: if transpose_b { *first } else { *second }, k: *k, batch: pairs })
     }
 

@@ -522,13 +522,19 @@ pub(crate) fn expect_shape(shape: &[Dim], expected: &[Dim], what: &str) -> Resul
     Err(OpError::Shape(format!("{what} is {}, {} is expected", show(shape), show(expected))))
 }
 
-/// A vector of as many elements as a shape has, all the same; an error where there is no memory for them.
-pub(crate) fn filled<T: Clone>(shape: &[usize], value: T) -> Result<Vec<T>, OpError> {
+/// An empty vector with room for as many elements as a shape has; an error where there is no memory for them.
+pub(crate) fn room<T>(shape: &[usize]) -> Result<Vec<T>, OpError> {
     let len = shape.iter().try_fold(1usize, |len, extent| len.checked_mul(*extent));
     let bytes = len.and_then(|len| len.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
     let mut elements = Vec::new();
-    let len = len.filter(|len| elements.try_reserve_exact(*len).is_ok()).ok_or(TensorError::NoMemory { bytes })?;
-    elements.resize(len, value);
+    len.filter(|len| elements.try_reserve_exact(*len).is_ok()).ok_or(TensorError::NoMemory { bytes })?;
+    Ok(elements)
+}
+
+/// A vector of as many elements as a shape has, all the same; an error where there is no memory for them.
+pub(crate) fn filled<T: Clone>(shape: &[usize], value: T) -> Result<Vec<T>, OpError> {
+    let mut elements = room(shape)?;
+    elements.resize(shape.iter().product(), value);
     Ok(elements)
 }
 

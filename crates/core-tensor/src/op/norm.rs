@@ -103,8 +103,8 @@ impl Operator for LayerNormalization {
         cx.output_shape(0)?;
         let mut x = cx.f32(0)?;
         let n = cx.last_extent(0)?;
-        let w = if cx.has(1) { cx.f32(1)? } else { vec![1.0; n] };
-        let b = if cx.has(2) { cx.f32(2)? } else { vec![0.0; n] };
+        let w = if cx.has(1) { cx.f32(1)? } else { filled(&[n], 1.0)? };
+        let b = if cx.has(2) { cx.f32(2)? } else { filled(&[n], 0.0)? };
         for row in x.chunks_mut(n.max(1)) {
             normalize(row, self.epsilon);
             row.iter_mut().zip(w.iter().zip(&b)).for_each(|(v, (w, b))| *v = *v * w + b);
@@ -158,8 +158,8 @@ impl Operator for GroupNormalization {
         let channels = shape[1];
         let spatial: usize = shape[2..].iter().product();
         x.chunks_mut((channels / self.groups * spatial).max(1)).for_each(|group| normalize(group, self.epsilon));
-        let w = if cx.has(1) { cx.f32(1)? } else { vec![1.0; channels] };
-        let b = if cx.has(2) { cx.f32(2)? } else { vec![0.0; channels] };
+        let w = if cx.has(1) { cx.f32(1)? } else { filled(&[channels], 1.0)? };
+        let b = if cx.has(2) { cx.f32(2)? } else { filled(&[channels], 0.0)? };
         for (i, plane) in x.chunks_mut(spatial.max(1)).enumerate() {
             plane.iter_mut().for_each(|v| *v = *v * w[i % channels] + b[i % channels]);
         }

@@ -275,7 +275,7 @@ impl Operator for RoiAlign {
 }
 
 /// More samples per bin and direction are an attack.
-const MOST_SAMPLES: usize = 1 << 16;
+const MOST_SAMPLES: usize = 1 << 12;
 
 /// Between which two elements a sample lies, and the weight of the second.
 type Sample = Option<(usize, usize, f32)>;

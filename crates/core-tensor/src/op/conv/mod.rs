@@ -159,6 +159,9 @@ fn convolve<T: Copy>(
 ) -> Result<Vec<T>, OpError> {
     let mut y = filled(shape, zero)?;
     let (spatial, kernel) = (&x_shape[2..], &w_shape[2..]);
+    if x.is_empty() || w.is_empty() {
+        return Ok(y);
+    }
     let (places, plane, volume): (usize, usize, usize) =
         (shape[2..].iter().product(), spatial.iter().product(), kernel.iter().product());
     let (batch, out, channels) = (shape[0], shape[1], w_shape[1]);

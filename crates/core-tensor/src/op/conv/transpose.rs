@@ -67,7 +67,7 @@ impl Operator for ConvTranspose {
         let (out_plane, per_group): (usize, usize) = (shape[2..].iter().product(), w_shape[1]);
         let channels = x_shape[1];
         let mut y = filled(&shape, 0.0f32)?;
-        for from in 0..plane {
+        for from in 0..if x.is_empty() || y.is_empty() { 0 } else { plane } {
             let from_at = places(from, spatial);
             for tap in 0..volume {
                 let tap_at = places(tap, kernel);

@@ -1,7 +1,7 @@
 //! Gathering.
 
 use super::shape::plain;
-use super::{Evaluation, Inference, OpError, Operator, axis, show};
+use super::{Evaluation, Inference, OpError, Operator, axis, room, show};
 use crate::{DType, Dim, ValueType};
 
 mod scatter;
@@ -199,7 +199,7 @@ fn slice_places(cx: &Evaluation<'_>, batch_dims: usize) -> Result<(Vec<usize>, u
     let count: usize = tuples.iter().product();
     let batch: usize = tuples[..batch_dims].iter().product();
     let named = &data[batch_dims..batch_dims + k];
-    let mut places = Vec::new();
+    let mut places = room(&[count])?;
     for tuple in 0..count {
         let mut at = tuple / (count / batch);
         for (index, len) in raw[tuple * k..(tuple + 1) * k].iter().zip(named) {
@@ -232,7 +232,9 @@ impl Operator for GatherNd {
     }
 
     fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
-        cx.output_shape(0)?;
+        if cx.output_shape(0)?.contains(&0) {
+            return cx.put_bytes(0, &[]);
+        }
         let data = cx.tensor(0)?.clone();
         let (places, len) = slice_places(cx, self.batch_dims)?;
         let run = len * data.dtype().packing().1;

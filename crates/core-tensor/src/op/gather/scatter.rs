@@ -145,6 +145,9 @@ impl Operator for ScatterNd {
 
     fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
         cx.output_shape(0)?;
+        if cx.tensor(2)?.is_empty() {
+            return cx.put_tensor(0, cx.tensor(0)?.clone());
+        }
         let (places, run) = slice_places(cx, 0)?;
         let result = self.reduction.scatter(cx.tensor(0)?, cx.tensor(2)?, &places, run)?;
         cx.put_tensor(0, result)

@@ -2,7 +2,7 @@
 
 use crate::op::conv::places;
 use crate::op::shape::{plain, product};
-use crate::op::{Evaluation, Inference, Numbers, Op, OpError, Operator, axis, expect_shape, show};
+use crate::op::{Evaluation, Inference, Numbers, Op, OpError, Operator, axis, expect_shape, room, show};
 use crate::{Bindings, DType, Dim, Tensor, ValueType};
 
 /// Where elements are not zero, in row-major order (ONNX NonZero). Input: a plain dtype `[rank extents]`. Output: i64 `[rank, count]`.
@@ -113,7 +113,7 @@ impl Operator for NonMaxSuppression {
         };
         let (overlap, least) = (threshold(3)?.unwrap_or(0.0), threshold(4)?);
         let mut y = Vec::new();
-        for image in 0..batch {
+        for image in 0..if scores.is_empty() { 0 } else { batch } {
             let corners: Vec<[f32; 4]> =
                 boxes[image * n * 4..(image + 1) * n * 4].as_chunks().0.iter().map(|b| self.corners(*b)).collect();
             for class in 0..classes {
@@ -204,11 +204,14 @@ impl Operator for Unique {
                 (shape[..along].iter().product(), shape[along], shape[along + 1..].iter().product())
             }
         };
+        // Slices without elements are all the same.
+        let outer = if x.is_empty() { 0 } else { outer };
         // The keys of each slice.
         let slice = |i: usize| -> Vec<i128> {
             (0..outer).flat_map(|o| keys[(o * slices + i) * inner..][..inner].iter().copied()).collect()
         };
-        let all: Vec<Vec<i128>> = (0..slices).map(slice).collect();
+        let mut all: Vec<Vec<i128>> = room(&[slices])?;
+        all.extend((0..slices).map(slice));
         let mut order: Vec<usize> = (0..slices).collect();
         order.sort_by(|a, b| all[*a].cmp(&all[*b]));
         // Groups of equal slices; the sort is stable, so the first of each is its first occurrence.

@@ -1,7 +1,7 @@
 //! Resampling of images.
 
 use super::shape::{bind, plain};
-use super::{Evaluation, Inference, Numbers, Op, OpError, Operator, expect_shape, filled, show};
+use super::{Evaluation, Inference, Numbers, Op, OpError, Operator, expect_shape, filled, room, show};
 use crate::{Bindings, DType, Dim, ValueType};
 
 mod col2im;
@@ -243,12 +243,12 @@ impl Operator for Resize {
         if shape.contains(&0) {
             return cx.put_bytes(0, &[]);
         }
+        let mut bytes: Vec<u8> = room(&[&shape[..], &[x.dtype().packing().1]].concat())?;
         let roi = if cx.has(1) { cx.f32(1)? } else { Vec::new() };
         let taps = self.all_taps(x.shape(), &shape, &roi)?;
         if matches!(self.mode, ResizeMode::Nearest(_)) {
             let size = x.dtype().packing().1;
             let outside = Numbers::F32(vec![self.extrapolation_value]).store(x.dtype(), &[])?;
-            let mut bytes = Vec::new();
             for i in 0..shape.iter().product() {
                 let places = super::conv::places(i, &shape);
                 let at = (0..shape.len())
