@@ -40,8 +40,24 @@ fn branch<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     match condition.ints().as_deref() {
         Some([SymInt::Num(0)]) => lower.inline(else_graph, call, &[]),
         Some([SymInt::Num(_)]) => lower.inline(then_graph, call, &[]),
+        // `x.squeeze(i)` as exporters write it where the extent is not known: squeezed if it is 1, and as it is otherwise. The number of extents
+        // cannot depend on a run; the graph holds where the extent is 1, and says so where it is not.
+        _ if squeezes(then_graph) && keeps(else_graph) => lower.inline(then_graph, call, &[]),
+        _ if squeezes(else_graph) && keeps(then_graph) => lower.inline(else_graph, call, &[]),
         _ => lower.branches(call, &condition, then_graph, else_graph),
     }
+}
+
+fn only(graph: &crate::proto::GraphProto, operators: &[&str]) -> bool {
+    graph.node.iter().all(|node| operators.contains(&node.op_type()))
+}
+
+fn squeezes(graph: &crate::proto::GraphProto) -> bool {
+    only(graph, &["Constant", "Squeeze"]) && graph.node.iter().any(|node| node.op_type() == "Squeeze")
+}
+
+fn keeps(graph: &crate::proto::GraphProto) -> bool {
+    only(graph, &["Identity"])
 }
 
 fn repeat<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
