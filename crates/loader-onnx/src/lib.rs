@@ -4,6 +4,7 @@
 
 mod data;
 mod error;
+pub mod export;
 mod external;
 mod function;
 mod lower;

@@ -1,20 +1,22 @@
 //! Computes what depends on weights alone.
 
 use core_tensor::op::Op;
-use core_tensor::{Graph, GraphError, Node, Rewriter, Weight, byte_len, evaluate_constant};
+use core_tensor::{DType, Graph, GraphError, Node, Rewriter, ValueId, Weight, byte_len, evaluate_constant};
 
 use crate::Rewritten;
 
 /// Evaluates nodes whose inputs are all weights with the reference implementation. A node that cannot be evaluated stays as it is, and
 /// fails where it is run.
 pub(crate) fn run(graph: &Graph, growth: usize) -> Result<Rewritten, GraphError> {
-    if !graph.nodes().iter().any(|node| is_constant(graph, node, growth)) {
+    let quantized = quantized_weights(graph);
+    let folds = |node: &Node| is_constant(graph, node, growth) && !node.outputs.iter().any(|id| quantized[id.index()]);
+    if !graph.nodes().iter().any(folds) {
         return Ok(None);
     }
     let mut rewriter = Rewriter::new(graph);
     let mut changed = 0;
     for node in graph.nodes() {
-        let folded = if is_constant(graph, node, growth) { evaluate_constant(graph, node).ok() } else { None };
+        let folded = if folds(node) { evaluate_constant(graph, node).ok() } else { None };
         let Some(tensors) = folded.filter(|tensors| tensors.len() == node.outputs.len()) else {
             rewriter.copy(node)?;
             continue;
@@ -55,4 +57,32 @@ fn is_pure_source(op: &Op) -> bool {
         Op::ExtentValues(op) => op.dims.iter().all(|dim| dim.as_num().is_some()),
         _ => false,
     }
+}
+
+/// Integers of more elements that become floats are taken for a quantized weight.
+const LARGEST_CAST: usize = 1024;
+
+/// Values that are dequantized weights: kernels read the integers, and rules make integer products of them.
+fn quantized_weights(graph: &Graph) -> Vec<bool> {
+    let mut quantized = vec![false; graph.values().len()];
+    for node in graph.nodes() {
+        let takes_weights = matches!(
+            node.op,
+            Op::MatMul(_) | Op::Conv(_) | Op::ConvTranspose(_) | Op::Gather(_) | Op::Transpose(_) | Op::Reshape(_)
+        );
+        if takes_weights {
+            node.inputs.iter().flatten().for_each(|id| quantized[id.index()] = true);
+        }
+    }
+    for node in graph.nodes() {
+        let bytes = |id: ValueId| graph.weight_of(id).filter(|w| matches!(w.dtype(), DType::I8 | DType::U8));
+        let source = node.inputs.first().copied().flatten().and_then(bytes);
+        let is = match (&node.op, source) {
+            (Op::DequantizeLinear(_), Some(_)) => node.outputs.iter().any(|id| quantized[id.index()]),
+            (Op::Cast(cast), Some(weight)) => cast.to == DType::F32 && weight.byte_len() > LARGEST_CAST,
+            _ => false,
+        };
+        node.outputs.iter().for_each(|id| quantized[id.index()] = is);
+    }
+    quantized
 }

@@ -41,9 +41,8 @@ pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(
     for constant in &writer.initializers {
         initializers.push(tensor(&constant.name, &constant.weight, &mut data)?);
     }
-    let info = |writer: &mut Writer<'_>, ids: &[ValueId]| ids.iter().map(|id| value_info(writer, *id)).collect();
-    let input = info(&mut writer, graph.inputs()).and_then(|all: Vec<_>| Ok(all))?;
-    let output: Result<Vec<_>, _> = info(&mut writer, graph.outputs());
+    let input = value_infos(&mut writer, graph.inputs())?;
+    let output = value_infos(&mut writer, graph.outputs())?;
     let model = ModelProto {
         ir_version: Some(IR_VERSION),
         opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
@@ -54,7 +53,7 @@ pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(
             name: Some(if graph.name().is_empty() { "graph".into() } else { graph.name().to_owned() }),
             initializer: initializers,
             input,
-            output: output?,
+            output,
             ..GraphProto::default()
         }),
         ..ModelProto::default()
@@ -82,6 +81,10 @@ fn beside(path: &Path, more: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(more);
     name.into()
+}
+
+fn value_infos(writer: &mut Writer<'_>, ids: &[ValueId]) -> Result<Vec<ValueInfoProto>, ExportError> {
+    ids.iter().map(|id| value_info(writer, *id)).collect()
 }
 
 fn value_info(writer: &mut Writer<'_>, id: ValueId) -> Result<ValueInfoProto, ExportError> {

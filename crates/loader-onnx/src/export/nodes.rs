@@ -187,18 +187,7 @@ pub(super) fn text(name: &str, value: &'static str) -> AttributeProto {
     AttributeProto { s: Some(Bytes::from_static(value.as_bytes())), ..attribute(name, AttributeType::String) }
 }
 
-/// An attribute that is a list of texts.
-pub(super) fn texts(name: &str, values: &[&'static str]) -> AttributeProto {
-    let strings = values.iter().map(|value| Bytes::from_static(value.as_bytes())).collect();
-    AttributeProto { strings, ..attribute(name, AttributeType::Strings) }
-}
-
 /// An attribute that is a list of integers.
 pub(super) fn ints(name: &str, values: impl IntoIterator<Item = i64>) -> AttributeProto {
     AttributeProto { ints: values.into_iter().collect(), ..attribute(name, AttributeType::Ints) }
-}
-
-/// An attribute that is a list of floats.
-pub(super) fn floats(name: &str, values: impl IntoIterator<Item = f32>) -> AttributeProto {
-    AttributeProto { floats: values.into_iter().collect(), ..attribute(name, AttributeType::Floats) }
 }

@@ -83,7 +83,7 @@ fn rms_norm_is_found_with_its_weight_on_either_side() {
         let y = b.mul(x, over);
         let w = b.weight(&[8]);
         let y = if left { b.mul(w, y) } else { b.mul(y, w) };
-        assert_eq!(operators(b.output(y)), "RmsNormalization");
+        assert_eq!(operators(b.output(y)), "RMSNormalization");
     }
 }
 
@@ -98,7 +98,7 @@ fn a_normalization_over_the_variance_of_something_else_stays() {
     let root = b.unary(Unary::Sqrt, sum);
     let y = b.div(x, root);
     let (text, report) = optimized(b.output(y));
-    assert!(!text.contains("RmsNormalization"), "{text}");
+    assert!(!text.contains("RMSNormalization"), "{text}");
     assert_eq!(report.rule("rms-norm").unwrap().near_misses[0].reason, "5 of 5 nodes are there, then x is expected and \"x1\" found");
 }
 
