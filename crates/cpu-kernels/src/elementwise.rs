@@ -23,31 +23,42 @@ impl Step for UnaryStep {
         let (x, y) = (cx.view(self.x), cx.view(self.y));
         let share = cx.worker.share(x.len());
         let (x, y) = (x.f32().wrapping_add(share.start), y.f32().wrapping_add(share.start));
-        cx.level.run(UnaryRun { op: self.op, x, y, n: share.len() });
+        cx.level.run(UnaryRows { op: self.op, x, y, rows: 1, stride: 0, n: share.len() });
     }
 }
 
-struct UnaryRun {
-    op: Unary,
-    x: *const f32,
-    y: *mut f32,
-    n: usize,
+/// A function of `n` elements of some rows.
+pub(crate) struct UnaryRows {
+    pub(crate) op: Unary,
+    pub(crate) x: *const f32,
+    pub(crate) y: *mut f32,
+    pub(crate) rows: usize,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+    pub(crate) n: usize,
 }
 
-impl Kernel for UnaryRun {
+impl Kernel for UnaryRows {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut i = 0;
-        while i < self.n {
-            let m = (self.n - i).min(S::LANES);
-            // SAFETY: i + m is at most n, which x and y hold.
-            unsafe {
-                let x = s.f_load_first(self.x.add(i), m);
-                s.f_store_first(self.y.add(i), math::unary(s, self.op, x), m);
+        math::with_function!(self.op, f => self.map(s, f));
+    }
+}
+
+impl UnaryRows {
+    #[inline(always)]
+    fn map<S: Simd, F: math::Function>(&self, s: S, f: F) {
+        for row in 0..self.rows {
+            let (x, y) = (self.x.wrapping_add(row * self.stride), self.y.wrapping_add(row * self.stride));
+            let mut i = 0;
+            while i < self.n {
+                let m = (self.n - i).min(S::LANES);
+                // SAFETY: i + m is at most n, which each row of x and y holds.
+                unsafe { s.f_store_first(y.add(i), f.of(s, s.f_load_first(x.add(i), m)), m) };
+                i += m;
             }
-            i += m;
         }
     }
 }
@@ -88,6 +99,23 @@ impl Kernel for GatedRun {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // The gates of language models have loops of their own.
+        match self.activation {
+            Unary::Silu => self.map(s, math::Swish { alpha: 1.0 }),
+            Unary::GeluTanh => self.map(s, math::GeluTanh {}),
+            Unary::Gelu => self.map(s, math::Gelu {}),
+            Unary::GeluQuick => self.map(s, math::Swish { alpha: 1.702 }),
+            Unary::Relu => self.map(s, math::Relu {}),
+            Unary::Sigmoid => self.map(s, math::Sigmoid {}),
+            Unary::Tanh => self.map(s, math::Tanh {}),
+            op => self.map(s, math::ByLanes { op }),
+        }
+    }
+}
+
+impl GatedRun {
+    #[inline(always)]
+    fn map<S: Simd, F: math::Function>(&self, s: S, f: F) {
         let mut i = 0;
         while i < self.n {
             let m = (self.n - i).min(S::LANES);
@@ -95,7 +123,7 @@ impl Kernel for GatedRun {
             unsafe {
                 let gate = s.f_load_first(self.gate.add(i), m);
                 let up = s.f_load_first(self.up.add(i), m);
-                s.f_store_first(self.y.add(i), s.f_mul(math::unary(s, self.activation, gate), up), m);
+                s.f_store_first(self.y.add(i), s.f_mul(f.of(s, gate), up), m);
             }
             i += m;
         }
@@ -187,7 +215,7 @@ impl Kernel for BinaryRun {
 }
 
 #[inline(always)]
-fn binary<S: Simd>(s: S, op: Binary, a: S::F, b: S::F) -> S::F {
+pub(crate) fn binary<S: Simd>(s: S, op: Binary, a: S::F, b: S::F) -> S::F {
     match op {
         Binary::Add => s.f_add(a, b),
         Binary::Sub => s.f_sub(a, b),

@@ -1,4 +1,4 @@
-//! Gathering rows.
+//! Gathering.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,12 +7,15 @@ use core_tensor::{DType, ValueId};
 
 use crate::program::{RunContext, Step};
 
-/// Takes rows along the first extent, from a table of any weight dtype or from a value.
+/// Takes rows along one extent, from a table of any weight dtype (along the first) or from a value.
 pub(crate) struct GatherRows {
     pub(crate) data: ValueId,
     /// Dtype of the data.
     pub(crate) from: DType,
     pub(crate) indices: ValueId,
+    /// Whether the indices are i64, and not i32.
+    pub(crate) wide: bool,
+    pub(crate) axis: usize,
     pub(crate) y: ValueId,
     pub(crate) dtype: DType,
     /// Rows read from the weight's file.
@@ -24,31 +27,43 @@ const RELEASE_ROWS: usize = 64;
 
 impl Step for GatherRows {
     fn describe(&self) -> String {
-        format!("Gather {} [{}] -> {}", self.data, self.indices, self.y)
+        format!("Gather {} [{}] axis={} -> {}", self.data, self.indices, self.axis, self.y)
     }
 
     fn run(&self, cx: &RunContext<'_>) {
-        let y = cx.view(self.y);
-        let rows = cx.view(self.data).shape.first().copied().unwrap_or(0);
-        let row_len: usize = cx.view(self.data).shape.get(1..).map_or(1, |rest| rest.iter().product());
-        let indices = cx.ints(self.indices);
-        for i in cx.worker.share(indices.len()) {
-            // All dtypes that Gather gives have four bytes.
-            let out = y.ptr.wrapping_add(i * row_len * 4);
-            let Some(row) = usize::try_from(indices[i]).ok().filter(|row| *row < rows) else {
-                cx.fail(OpError::Index { what: "rows to gather", index: i64::from(indices[i]), len: rows });
+        let (data, indices, y) = (cx.view(self.data), cx.view(self.indices), cx.view(self.y));
+        let rows = data.shape.get(self.axis).copied().unwrap_or(0);
+        let outer: usize = data.shape.iter().take(self.axis).product();
+        let row_len: usize = data.shape.iter().skip(self.axis + 1).product();
+        let row_bytes = row_len * self.dtype.packing().1;
+        let count = indices.len();
+        for i in cx.worker.share(outer * count) {
+            let out = y.ptr.wrapping_add(i * row_bytes);
+            let at = i % count;
+            // SAFETY: the indices are that many, and no step writes them meanwhile.
+            let index = unsafe {
+                if self.wide {
+                    indices.ptr.cast::<i64>().wrapping_add(at).read()
+                } else {
+                    i64::from(indices.ptr.cast::<i32>().wrapping_add(at).read())
+                }
+            };
+            // Negative indices count from the end.
+            let row = if index < 0 { index.checked_add_unsigned(rows as u64) } else { Some(index) };
+            let Some(row) = row.and_then(|row| usize::try_from(row).ok()).filter(|row| *row < rows) else {
+                cx.fail(OpError::Index { what: "rows to gather", index, len: rows });
                 // SAFETY: row i of y is this thread's and row_len elements long.
-                unsafe { std::ptr::write_bytes(out, 0, row_len * 4) };
+                unsafe { std::ptr::write_bytes(out, 0, row_bytes) };
                 continue;
             };
-            self.copy(cx, row, row_len, out);
+            self.copy(cx, i / count * rows + row, row_len, out);
         }
     }
 }
 
 impl GatherRows {
     fn copy(&self, cx: &RunContext<'_>, row: usize, row_len: usize, out: *mut u8) {
-        let Some(weight) = cx.weights.tables.get(&self.data) else {
+        let Some(weight) = cx.weights.tables.get(&self.data).filter(|_| self.axis == 0) else {
             let bytes = row_len * self.from.packing().1;
             let source = cx.view(self.data).ptr.wrapping_add(row * bytes);
             if self.from == self.dtype {
@@ -73,14 +88,16 @@ impl GatherRows {
         let count = row_len.checked_div(inner).unwrap_or(0);
         let range = row * count..(row + 1) * count;
         let copied = weight.rows(range).map_err(|e| e.to_string()).and_then(|bytes| {
-            let decoded = if self.dtype == DType::I32 {
-                bytes.to_vec()
+            let floats;
+            let decoded: &[u8] = if self.dtype == weight.dtype() {
+                &bytes
             } else {
-                let floats = core_tensor::decode_f32(weight.dtype(), &bytes, row_len).map_err(|e| e.to_string())?;
-                bytemuck::cast_slice(&floats).to_vec()
+                floats = core_tensor::decode_f32(weight.dtype(), &bytes, row_len).map_err(|e| e.to_string())?;
+                bytemuck::cast_slice(&floats)
             };
-            // SAFETY: row i of y is this thread's and 4 * row_len bytes long, as is what was decoded.
-            unsafe { std::ptr::copy_nonoverlapping(decoded.as_ptr(), out, decoded.len().min(row_len * 4)) };
+            let row_bytes = row_len * self.dtype.packing().1;
+            // SAFETY: row i of y is this thread's and row_bytes long, as is what was decoded.
+            unsafe { std::ptr::copy_nonoverlapping(decoded.as_ptr(), out, decoded.len().min(row_bytes)) };
             Ok(())
         });
         if let Err(reason) = copied {

@@ -1,22 +1,22 @@
-//! The fused linear step: one or more matrices over the same activations, with what comes before (RMSNormalization) and after (bias,
-//! residual, gated activation) done on the way.
+//! The fused linear step: one or more matrices over the same activations, with what comes before (a normalization) and after (bias,
+//! residual, activation, gated activation) done on the way.
 
 use std::ops::Range;
 
 use core_tensor::ValueId;
 use core_tensor::op::Unary;
 
-use crate::elementwise::GatedRun;
+use crate::elementwise::{GatedRun, UnaryRows};
 use crate::matmul::{ActivationKind, ActivationLayout, ActivationView, GROUP_ROWS, Output, PackedMatrix};
-use crate::norm::RmsRow;
+use crate::norm::Norm;
 use crate::program::{RunContext, Step};
 use crate::weights::MatrixId;
 
 /// Where the results of a matrix go.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// `y = Wx`
-    Store(ValueId),
+    /// `y = Wx`, or a function of it.
+    Store(ValueId, Option<Unary>),
     /// `y += Wx`, for a residual whose buffer `y` takes over.
     Accumulate(ValueId),
     /// `y = activation(Wx) * (Ux)`
@@ -41,11 +41,12 @@ pub(crate) struct Chunk {
     groups: Range<usize>,
 }
 
-/// RMSNormalization of the activations, computed while they are packed.
+/// Normalization of the activations, computed while they are packed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prologue {
-    pub(crate) w: ValueId,
-    pub(crate) epsilon: f32,
+    pub(crate) norm: Norm,
+    /// Where the normalized rows are kept, if others read them, too.
+    pub(crate) store: Option<ValueId>,
 }
 
 pub(crate) struct Linear {
@@ -68,6 +69,10 @@ pub(crate) struct Linear {
 const TILE_ROWS: usize = 32;
 /// The same where weights are brought into another form for each tile: that is to serve many rows, and the tile stays in the second-level cache.
 const LONG_TILE_ROWS: usize = 256;
+/// Rows whose results stay in the cache until a function has been applied to them: a multiple of every register tile.
+const ACTIVATED_ROWS: usize = 240;
+/// Rows that are normalized and packed together: those of a tile of packed activations.
+const PACKED_ROWS: usize = 4;
 /// Groups of a tile.
 const TILE_GROUPS: usize = 4;
 /// Up to so many rows a step is bound by the memory that the weights come from.
@@ -76,7 +81,12 @@ const FEW_ROWS: usize = 4;
 impl Linear {
     /// Bytes of scratch that the step needs for one thread.
     pub(crate) fn scratch_bytes(k: usize) -> usize {
-        (k.next_multiple_of(16) + 2 * LONG_TILE_ROWS * TILE_GROUPS * GROUP_ROWS) * 4
+        (Self::row_floats(k) + 2 * LONG_TILE_ROWS * TILE_GROUPS * GROUP_ROWS) * 4
+    }
+
+    /// Floats of the normalized rows at the beginning of a thread's scratch.
+    fn row_floats(k: usize) -> usize {
+        (PACKED_ROWS * k).next_multiple_of(16)
     }
 
     /// Bytes of packed activations of one kind: shared by all threads for many rows, one row for each thread otherwise.
@@ -95,7 +105,9 @@ impl Linear {
     /// the rest is cut small, so that all end at the same time.
     pub(crate) fn units(parts: &[usize], threads: usize, few_rows: bool) -> Vec<Unit> {
         let total: usize = parts.iter().sum();
-        let small = if few_rows { total / (threads * 16) } else { (total / (threads * 8)).min(TILE_GROUPS) }.max(1);
+        // Of many rows two groups make a register tile.
+        let least = if few_rows || total < 4 * threads { 1 } else { 2 };
+        let small = if few_rows { total / (threads * 16) } else { (total / (threads * 8)).min(TILE_GROUPS) }.max(least);
         let large = total / threads * 3 / 4;
         let mut units = Vec::new();
         let (mut part, mut start) = (0, 0);
@@ -125,7 +137,13 @@ impl Linear {
     }
 
     /// Packs some rows of the activations for every kind.
-    fn pack(&self, cx: &RunContext<'_>, rows: Range<usize>, layouts: &[(ActivationLayout, *mut u8)]) {
+    fn pack(
+        &self,
+        cx: &RunContext<'_>,
+        one_row: bool,
+        rows: Range<usize>,
+        layouts: &[(ActivationLayout, *mut u8)],
+    ) {
         let x = cx.view(self.x);
         let Some(norm) = self.norm else {
             for (layout, out) in layouts {
@@ -135,15 +153,22 @@ impl Linear {
             }
             return;
         };
-        let w = cx.floats(norm.w);
-        let row_scratch: *mut f32 = self.thread_scratch(cx);
-        for row in rows {
-            let x = x.f32().wrapping_add(row * self.k);
-            cx.level.run(RmsRow { x, w: w.as_ptr(), y: row_scratch, n: self.k, epsilon: norm.epsilon });
-            for (layout, out) in layouts {
-                // SAFETY: one row of k elements, normalized above into this thread's scratch.
-                unsafe { layout.pack_rows(cx.level, *out, row..row + 1, row_scratch, self.k) };
+        // Of one row each thread makes its own; the first one keeps it for others.
+        let store = norm.store.filter(|_| !(one_row && cx.worker.index != 0)).map(|id| cx.view(id).f32());
+        let mut start = rows.start;
+        while start < rows.end {
+            let end = (start + PACKED_ROWS).min(rows.end);
+            let normal = store.map_or(self.thread_scratch(cx), |store| store.wrapping_add(start * self.k));
+            for row in start..end {
+                let x = x.f32().wrapping_add(row * self.k);
+                // SAFETY: a row of x, and one of this thread's rows of the scratch or of what is kept.
+                unsafe { norm.norm.row(cx, x, normal.wrapping_add((row - start) * self.k), self.k) };
             }
+            for (layout, out) in layouts {
+                // SAFETY: rows of k elements, normalized above.
+                unsafe { layout.pack_rows(cx.level, *out, start..end, normal, self.k) };
+            }
+            start = end;
         }
     }
 
@@ -158,7 +183,19 @@ impl Linear {
         let bias = part.bias.map(|id| cx.floats(id));
         let column = chunk.groups.start * GROUP_ROWS;
         match part.target {
-            Target::Store(y) | Target::Accumulate(y) => {
+            Target::Store(y, Some(activation)) => {
+                let (y, n) = (cx.view(y).f32().wrapping_add(column), matrix.n());
+                let count = (chunk.groups.len() * GROUP_ROWS).min(n - column);
+                for start in (0..rows).step_by(ACTIVATED_ROWS) {
+                    let rows = start..(start + ACTIVATED_ROWS).min(rows);
+                    let out = Output::new(y.wrapping_add(start * n), n).with_bias(bias);
+                    // SAFETY: y holds rows × n results; this thread alone has these columns.
+                    unsafe { matrix.matmul(cx.level, chunk.groups.clone(), view, rows.clone(), out) };
+                    let y = y.wrapping_add(start * n);
+                    cx.level.run(UnaryRows { op: activation, x: y, y, rows: rows.len(), stride: n, n: count });
+                }
+            }
+            Target::Store(y, None) | Target::Accumulate(y) => {
                 let y = cx.view(y).f32().wrapping_add(column);
                 let accumulate = matches!(part.target, Target::Accumulate(_));
                 let out = Output::new(y, matrix.n()).with_bias(bias).accumulating(accumulate);
@@ -170,7 +207,7 @@ impl Linear {
                 let up_bias = up_bias.map(|id| cx.floats(id));
                 let gated =
                     GatedTile { activation, gate: matrix, gate_bias: bias, up, up_bias, view, y: cx.view(y).f32() };
-                let tiles = self.thread_scratch(cx).wrapping_add(self.k.next_multiple_of(16));
+                let tiles = self.thread_scratch(cx).wrapping_add(Self::row_floats(self.k));
                 let tile_rows = if view.layout().kind() == ActivationKind::Q8 { TILE_ROWS } else { LONG_TILE_ROWS };
                 let tile_groups = if rows == 1 { TILE_ROWS * TILE_GROUPS } else { TILE_GROUPS };
                 let mut start = chunk.groups.start;
@@ -227,13 +264,15 @@ impl GatedTile<'_> {
 impl Step for Linear {
     fn describe(&self) -> String {
         let mut text = format!("Linear {}", self.x);
-        if self.norm.is_some() {
-            text += " RMSNormalization";
+        if let Some(prologue) = &self.norm {
+            text += &format!(" {}", prologue.norm.name());
+            text += &prologue.store.map_or(String::new(), |y| format!(" -> {y}"));
         }
         for part in &self.parts {
             let bias = if part.bias.is_some() { " +bias" } else { "" };
             text += &match part.target {
-                Target::Store(y) => format!("; {}{bias} -> {y}", part.weight),
+                Target::Store(y, None) => format!("; {}{bias} -> {y}", part.weight),
+                Target::Store(y, Some(activation)) => format!("; {activation:?}({}{bias}) -> {y}", part.weight),
                 Target::Accumulate(y) => format!("; {}{bias} +-> {y}", part.weight),
                 Target::Gated { up, activation, y, .. } => format!("; {activation:?}({}) * {up} -> {y}", part.weight),
             };
@@ -254,12 +293,12 @@ impl Step for Linear {
             .collect();
         if one_row {
             // Each thread packs the row for itself: that is faster than to wait for another.
-            self.pack(cx, 0..1, &layouts);
+            self.pack(cx, true, 0..1, &layouts);
         } else {
             let tile = layouts.first().map_or(1, |(layout, _)| layout.tile_rows());
             let tiles = cx.worker.share(rows.div_ceil(tile));
             if !tiles.is_empty() {
-                self.pack(cx, tiles.start * tile..(tiles.end * tile).min(rows), &layouts);
+                self.pack(cx, false, tiles.start * tile..(tiles.end * tile).min(rows), &layouts);
             }
             cx.worker.barrier();
         }

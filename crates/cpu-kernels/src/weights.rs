@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
-use crate::compile::{has_kernel, is_linear};
+use crate::compile::{conv_id, has_kernel, is_linear};
+use crate::conv::packing::{ConvId, PackedConv};
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::threads::ThreadPool;
 
@@ -18,6 +19,8 @@ use crate::threads::ThreadPool;
 pub(crate) struct CpuWeights {
     graph: Arc<Graph>,
     pub(crate) matrices: HashMap<MatrixId, PackedMatrix>,
+    /// Weights of convolutions.
+    pub(crate) convs: HashMap<ConvId, PackedConv>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
     /// Tables that rows are gathered from, as stored.
@@ -67,8 +70,9 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
             match (&node.op, i) {
                 (Op::MatMul(op), 1) if is_linear(graph, node) && op.transpose_b => uses.matrix = true,
                 (Op::MatMul(_), 1) if is_linear(graph, node) => uses.transposed_matrix = true,
+                (Op::Conv(_) | Op::ConvTranspose(_), 1) if conv_id(graph, node).is_some() => {}
                 // Of a vector each element is a row, and not one of the weight's.
-                (Op::Gather(_), 0) if has_kernel(graph, node) => match graph.weight_of(id) {
+                (Op::Gather(op), 0) if op.axis == 0 && has_kernel(graph, node) => match graph.weight_of(id) {
                     Some(weight) if weight.shape().len() > 1 => uses.table = true,
                     _ => uses.plain = true,
                 },
@@ -103,6 +107,7 @@ impl CpuWeights {
         let mut loaded = CpuWeights {
             graph: graph.clone(),
             matrices: HashMap::new(),
+            convs: HashMap::new(),
             plain: HashMap::new(),
             tables: HashMap::new(),
             bytes: 0,
@@ -129,6 +134,7 @@ impl CpuWeights {
                 matrices.push((MatrixId { weight: id, transposed }, matrix));
             }
         }
+        loaded.load_convs(graph)?;
         // One region for all, in the graph's order: a step reads its matrices from one place.
         let shapes: Vec<(DType, usize, usize)> =
             matrices.iter().map(|(_, matrix)| (matrix.dtype(), matrix.row_count(), matrix.row_len())).collect();
@@ -143,6 +149,21 @@ impl CpuWeights {
             loaded.matrices.insert(id, matrix);
         }
         Ok(loaded)
+    }
+
+    fn load_convs(&mut self, graph: &Graph) -> Result<(), BackendError> {
+        for node in graph.nodes() {
+            let Some(id) = conv_id(graph, node) else { continue };
+            let Some(weight) = graph.weight_of(id.weight).filter(|_| !self.convs.contains_key(&id)) else { continue };
+            let failed = |source| BackendError::Weight { name: graph.value(id.weight).name.clone(), source };
+            let values = weight.to_tensor().and_then(|tensor| Ok(tensor.to_f32()?)).map_err(failed)?;
+            let packed = PackedConv::pack(&values, weight.shape(), &id.geometry, id.form);
+            let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: values.len() * 4 })?;
+            weight.release_rows(0..weight.row_count());
+            self.bytes += packed.bytes() as u64;
+            self.convs.insert(id, packed);
+        }
+        Ok(())
     }
 }
 

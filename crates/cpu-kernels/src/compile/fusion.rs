@@ -2,25 +2,35 @@
 
 use std::collections::HashSet;
 
-use core_tensor::op::{Binary, Op};
+use core_tensor::op::{Binary, Op, Unary};
 use core_tensor::{BackendError, Node, ValueId};
 
 use super::{Compiler, Deal, Memory};
 use crate::linear::{Linear, Part, Prologue, Target};
 use crate::matmul::{ActivationKind, PackedMatrix};
+use crate::norm::Norm;
 use crate::weights::MatrixId;
 
 impl Compiler<'_> {
-    /// Whether a normalized value goes into matrix products only, as their activations: it is then computed while they are packed.
+    /// Whether a matrix product is the first to read a normalized value, as its activations: that is then computed while they are packed.
     pub(super) fn is_prologue(&self, y: ValueId) -> bool {
-        let readers = &self.readers[y.index()];
-        !readers.is_empty()
-            && readers.iter().all(|reader| {
-                self.graph
-                    .nodes()
-                    .get(*reader)
-                    .is_some_and(|node| super::is_linear(self.graph, node) && node.inputs[0] == Some(y))
-            })
+        self.readers[y.index()].iter().min().is_some_and(|reader| self.is_product_of(*reader, y))
+    }
+
+    /// Whether a reader of a value is a matrix product with it as activations.
+    fn is_product_of(&self, reader: usize, y: ValueId) -> bool {
+        let node = self.graph.nodes().get(reader);
+        node.is_some_and(|node| super::is_linear(self.graph, node) && node.inputs[0] == Some(y))
+    }
+
+    /// The normalization that a node is.
+    pub(super) fn norm(&self, node: &Node) -> Option<Norm> {
+        let input = |i: usize| node.inputs.get(i).copied().flatten();
+        match node.op {
+            Op::RmsNormalization(op) => Some(Norm::Rms { w: input(1)?, epsilon: op.epsilon }),
+            Op::LayerNormalization(op) => Some(Norm::Layer { w: input(1), b: input(2), epsilon: op.epsilon }),
+            _ => None,
+        }
     }
 
     /// One step for all matrix products over the same activations as node `i`'s.
@@ -38,16 +48,20 @@ impl Compiler<'_> {
             .collect();
         let producer = graph.nodes().iter().find(|node| node.outputs.contains(&x));
         let (source, norm) = match producer {
-            Some(node) if matches!(node.op, Op::RmsNormalization(_)) && self.is_prologue(x) => {
-                let Op::RmsNormalization(op) = node.op else { return Ok(()) };
-                (self.input(node, 0)?, Some(Prologue { w: self.input(node, 1)?, epsilon: op.epsilon }))
+            Some(node) if self.is_prologue(x) && self.norm(node).is_some() => {
+                // Readers besides these products find the rows where they expect them.
+                let store = self.readers[x.index()].iter().any(|reader| !self.is_product_of(*reader, x)).then_some(x);
+                (self.input(node, 0)?, self.norm(node).map(|norm| Prologue { norm, store }))
             }
             _ => (x, None),
         };
+        let norm_reads: Vec<ValueId> = norm.iter().flat_map(|prologue| prologue.norm.reads()).collect();
+        let store = norm.and_then(|prologue| prologue.store);
         let mut parts: Vec<Part> = Vec::new();
         let mut reads = vec![source];
         let mut writes = Vec::new();
-        reads.extend(norm.map(|norm| norm.w));
+        reads.extend(&norm_reads);
+        writes.extend(store);
         let mut done = HashSet::new();
         for j in &siblings {
             if !done.insert(*j) {
@@ -58,14 +72,17 @@ impl Compiler<'_> {
             let (y, bias) = self.take_bias(graph.nodes()[*j].outputs[0]);
             let target = match self.take_gated(y, *j, &siblings, &mut done)? {
                 Some(target) => target,
-                None => {
-                    let read = [Some(source), norm.map(|norm| norm.w)];
-                    self.take_residual(y, i, read).map_or(Target::Store(y), Target::Accumulate)
-                }
+                None => match self.take_activation(y) {
+                    (y, Some(activation)) => Target::Store(y, Some(activation)),
+                    (y, None) => {
+                        let used: Vec<ValueId> = [source].into_iter().chain(store).chain(norm_reads.clone()).collect();
+                        self.take_residual(y, i, &used).map_or(Target::Store(y, None), Target::Accumulate)
+                    }
+                },
             };
             reads.extend(bias);
             match target {
-                Target::Store(y) => writes.push(y),
+                Target::Store(y, _) => writes.push(y),
                 Target::Accumulate(y) => {
                     reads.push(y);
                     writes.push(y);
@@ -141,7 +158,7 @@ impl Compiler<'_> {
     }
 
     /// The addition that alone reads a value, and its other operand.
-    fn sole_addition(&self, y: ValueId) -> Option<(usize, ValueId)> {
+    pub(super) fn sole_addition(&self, y: ValueId) -> Option<(usize, ValueId)> {
         let reader = self.sole_reader(y)?;
         let node = &self.graph.nodes()[reader];
         if !matches!(node.op, Op::Binary(Binary::Add)) || self.taken.contains(&reader) {
@@ -193,9 +210,22 @@ impl Compiler<'_> {
         Ok(None)
     }
 
-    /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer. `read` is what the step itself
-    /// reads.
-    fn take_residual(&mut self, y: ValueId, i: usize, read: [Option<ValueId>; 2]) -> Option<ValueId> {
+    /// Takes over a function of a product that nothing else reads.
+    fn take_activation(&mut self, y: ValueId) -> (ValueId, Option<Unary>) {
+        let Some(reader) = self.sole_reader(y) else { return (y, None) };
+        let node = &self.graph.nodes()[reader];
+        match node.op {
+            Op::Unary(op) if !op.is_predicate() && !self.taken.contains(&reader) => {
+                self.taken.insert(reader);
+                (node.outputs[0], Some(op))
+            }
+            _ => (y, None),
+        }
+    }
+
+    /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer. `used` is what the step itself
+    /// reads and keeps.
+    fn take_residual(&mut self, y: ValueId, i: usize, used: &[ValueId]) -> Option<ValueId> {
         let (reader, residual) = self.sole_addition(y)?;
         let sum = self.graph.nodes()[reader].outputs[0];
         let root = self.root[residual.index()];
@@ -209,7 +239,7 @@ impl Compiler<'_> {
             .filter(|v| self.root[v.index()] == root)
             .all(|v| self.readers[v.index()].iter().all(|r| *r == reader || (*r < i && !self.waits(*r))));
         let written = self.graph.nodes()[..i].iter().any(|node| node.outputs.contains(&residual));
-        let apart = read.iter().flatten().all(|id| self.root[id.index()] != root);
+        let apart = used.iter().all(|id| self.root[id.index()] != root);
         if !(same && free && written && apart && self.is_arena(residual)) {
             return None;
         }
@@ -221,8 +251,9 @@ impl Compiler<'_> {
     /// Whether a node is a normalization that some later linear step has still to compute.
     pub(super) fn waits(&self, node: usize) -> bool {
         let Some(node) = self.graph.nodes().get(node) else { return true };
-        matches!(node.op, Op::RmsNormalization(_))
-            && self.is_prologue(node.outputs[0])
-            && self.readers[node.outputs[0].index()].iter().any(|reader| !self.taken.contains(reader))
+        let y = node.outputs[0];
+        self.norm(node).is_some()
+            && self.is_prologue(y)
+            && self.readers[y.index()].iter().any(|reader| self.is_product_of(*reader, y) && !self.taken.contains(reader))
     }
 }

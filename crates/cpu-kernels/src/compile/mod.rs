@@ -1,17 +1,17 @@
 //! From graph to program: fusion, in-place aliases, barriers, memory plan.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use core_tensor::op::{Op, RotaryEmbedding};
 use core_tensor::{BackendError, Bindings, DType, Dim, Graph, Node, StateId, ValueId, ValueSource, eval_shape};
 
-use crate::attention::{self, AttentionStep};
+use crate::attention::{self, AttentionStep, TensorAttentionStep};
 use crate::elementwise::{BinaryStep, Gated, UnaryStep};
 use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
-use crate::norm::RmsNorm;
+use crate::norm::NormRows;
 use crate::program::{CpuProgram, CpuWeightsHandle, Extents, Step};
 use crate::reduce::{ReduceRows, RowKind, TopKRows};
 use crate::rope::{Rope, RopeTable};
@@ -21,8 +21,11 @@ use crate::state::WriteState;
 use crate::threads::ThreadPool;
 use crate::weights::CpuWeights;
 
+mod conv;
 mod fusion;
 mod schedule;
+
+pub(crate) use conv::conv_id;
 
 use schedule::schedule;
 
@@ -76,6 +79,10 @@ struct Compiler<'a> {
     /// Nodes that a fused step has taken over.
     taken: HashSet<usize>,
     drafts: Vec<Draft>,
+    /// Scratch buffers that hold images in blocks of channels.
+    blocked: HashMap<ValueId, usize>,
+    /// Values that have a blocked form only.
+    unplain: HashSet<ValueId>,
     scratch: Vec<Scratch>,
     tables: Vec<(RotaryEmbedding, ValueId, Option<ValueId>, usize)>,
     counters: usize,
@@ -114,6 +121,8 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
     match &node.op {
         Op::MatMul(_) => is_linear(graph, node),
         Op::RmsNormalization(_)
+        | Op::LayerNormalization(_)
+        | Op::TensorAttention(_)
         | Op::RotaryEmbedding(_)
         | Op::StateWrite(_)
         | Op::Attention(_)
@@ -122,8 +131,10 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
         | Op::Concat(_)
         | Op::Custom(_) => true,
         Op::Gather(op) => {
-            let words = matches!(tensor(0), Some((dtype, _)) if dtype == DType::I32 || dtype.is_float() && dtype != DType::F64 || dtype.is_block());
-            op.axis == 0 && words && is(1, DType::I32)
+            let plain = |(dtype, _): (DType, &[Dim])| {
+                dtype.packing().0 == 1 && !matches!(dtype, DType::F16 | DType::BF16) || op.axis == 0
+            };
+            tensor(0).is_some_and(plain) && (is(1, DType::I32) || is(1, DType::I64))
         }
         Op::Unary(op) => f32(0) && !op.is_predicate(),
         Op::Binary(op) => f32(0) && !op.is_comparison(),
@@ -179,6 +190,8 @@ pub(crate) fn compile(
         root: graph.value_ids().collect(),
         taken: HashSet::new(),
         drafts: Vec::new(),
+        blocked: HashMap::new(),
+        unplain: HashSet::new(),
         scratch: Vec::new(),
         tables: Vec::new(),
         counters: 0,
@@ -188,6 +201,7 @@ pub(crate) fn compile(
             compiler.node(i)?;
         }
     }
+    graph.outputs().iter().for_each(|id| compiler.plain(*id));
     let Compiler { root, drafts, scratch, counters, .. } = compiler;
     let (steps, places, plan) = schedule(graph, bounds, &root, drafts, &scratch)?;
     Ok(CpuProgram {
@@ -277,6 +291,7 @@ impl Compiler<'_> {
     }
 
     fn draft(&mut self, step: impl Step + 'static, reads: &[ValueId], writes: &[ValueId], deal: Deal) {
+        reads.iter().for_each(|id| self.plain(*id));
         let reads = reads.iter().map(|id| self.memory(*id)).collect();
         let writes = writes.iter().map(|id| self.memory(*id)).collect();
         self.drafts.push(Draft { step: Box::new(step), reads, writes, deal });
@@ -296,24 +311,38 @@ impl Compiler<'_> {
         Ok(shape.split_last().map_or(1, |(_, rows)| rows.iter().product()))
     }
 
+    /// The last extent at the bounds.
+    fn bound_cols(&self, id: ValueId) -> Result<usize, BackendError> {
+        let (_, shape) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("value and graph"))?;
+        let shape = eval_shape(shape, self.bounds).map_err(core_tensor::GraphError::from)?;
+        Ok(shape.last().copied().unwrap_or(1))
+    }
+
     fn node(&mut self, i: usize) -> Result<(), BackendError> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
         let y = node.outputs[0];
+        if self.image_node(i)? {
+            return Ok(());
+        }
+        node.inputs.iter().flatten().for_each(|id| self.plain(*id));
         if !has_kernel(graph, node) {
             return self.reference(node);
         }
         match &node.op {
             Op::MatMul(_) => return self.linear(i),
-            Op::RmsNormalization(op) => {
+            Op::RmsNormalization(_) | Op::LayerNormalization(_) => {
                 if self.is_prologue(y) {
                     return Ok(());
                 }
-                let (x, w) = (self.input(node, 0)?, self.input(node, 1)?);
+                let Some(norm) = self.norm(node) else { return self.reference(node) };
+                let x = self.input(node, 0)?;
                 self.in_place(y, x, i);
                 // Every thread reads the whole weight, whoever may have computed it.
-                let deal = if self.is_arena(w) { Deal::Own } else { self.deal(x) };
-                self.draft(RmsNorm { x, w, y, epsilon: op.epsilon }, &[x, w], &[y], deal);
+                let computed = norm.reads().any(|id| self.is_arena(id));
+                let deal = if computed { Deal::Own } else { self.deal(x) };
+                let reads: Vec<ValueId> = [x].into_iter().chain(norm.reads()).collect();
+                self.draft(NormRows { norm, x, y }, &reads, &[y], deal);
             }
             Op::RotaryEmbedding(op) => self.rope(i, op)?,
             Op::StateWrite(op) => {
@@ -345,16 +374,25 @@ impl Compiler<'_> {
                 self.last_reads(Memory::State(v));
                 self.last_writes(Memory::Scratch(scratch));
             }
-            Op::Gather(_) => {
+            Op::TensorAttention(op) => {
+                let (q, k, v) = (self.input(node, 0)?, self.input(node, 1)?, self.input(node, 2)?);
+                let mask = node.inputs.get(3).copied().flatten();
+                let mask = mask.and_then(|id| graph.tensor_type(id).map(|(dtype, _)| (id, dtype)));
+                let floats = attention::tensor_scratch_floats(self.bound_cols(q)?, self.bound_cols(v)?);
+                let scratch = self.scratch("attention tiles", floats.next_multiple_of(16) * 4 * self.threads);
+                let counter = self.counter();
+                let reads: Vec<ValueId> = [q, k, v].into_iter().chain(mask.map(|(id, _)| id)).collect();
+                let step = TensorAttentionStep { op: *op, q, k, v, mask, y, scratch, counter };
+                self.draft(step, &reads, &[y], Deal::Own);
+                self.last_writes(Memory::Scratch(scratch));
+            }
+            Op::Gather(op) => {
                 let (data, indices) = (self.input(node, 0)?, self.input(node, 1)?);
                 let dtype = graph.tensor_type(y).map_or(DType::F32, |(dtype, _)| dtype);
                 let from = graph.tensor_type(data).map_or(DType::F32, |(dtype, _)| dtype);
-                self.draft(
-                    GatherRows { data, from, indices, y, dtype, read: AtomicUsize::new(0) },
-                    &[data, indices],
-                    &[y],
-                    Deal::Own,
-                );
+                let (wide, axis) = (self.element_bytes(indices) == 8, self.axis(data, op.axis));
+                let step = GatherRows { data, from, indices, wide, axis, y, dtype, read: AtomicUsize::new(0) };
+                self.draft(step, &[data, indices], &[y], Deal::Own);
             }
             Op::Unary(op) => {
                 let x = self.input(node, 0)?;

@@ -70,6 +70,7 @@ impl Simd for Avx2 {
         fn f_sub(a: F, b: F) -> F = _mm256_sub_ps(a, b);
         fn f_mul(a: F, b: F) -> F = _mm256_mul_ps(a, b);
         fn f_div(a: F, b: F) -> F = _mm256_div_ps(a, b);
+        fn f_sqrt(v: F) -> F = _mm256_sqrt_ps(v);
         fn f_fma(a: F, b: F, c: F) -> F = _mm256_fmadd_ps(a, b, c);
         fn f_max(a: F, b: F) -> F = _mm256_max_ps(a, b);
         fn f_min(a: F, b: F) -> F = _mm256_min_ps(a, b);

@@ -48,6 +48,7 @@ impl Simd for Avx512 {
         fn f_sub(a: F, b: F) -> F = _mm512_sub_ps(a, b);
         fn f_mul(a: F, b: F) -> F = _mm512_mul_ps(a, b);
         fn f_div(a: F, b: F) -> F = _mm512_div_ps(a, b);
+        fn f_sqrt(v: F) -> F = _mm512_sqrt_ps(v);
         fn f_fma(a: F, b: F, c: F) -> F = _mm512_fmadd_ps(a, b, c);
         fn f_max(a: F, b: F) -> F = _mm512_max_ps(a, b);
         fn f_min(a: F, b: F) -> F = _mm512_min_ps(a, b);

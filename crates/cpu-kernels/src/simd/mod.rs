@@ -202,6 +202,8 @@ pub trait Simd: Copy {
     fn f_mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a / b`.
     fn f_div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The square root.
+    fn f_sqrt(self, v: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the level can.
     fn f_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The greater of each lane; `b` where either is NaN.

@@ -42,6 +42,10 @@ impl Simd for Scalar {
         map2(a, b, |a, b| a / b)
     }
     #[inline(always)]
+    fn f_sqrt(self, v: F) -> F {
+        v.map(f32::sqrt)
+    }
+    #[inline(always)]
     fn f_fma(self, a: F, b: F, c: F) -> F {
         std::array::from_fn(|i| a[i] * b[i] + c[i]) // `mul_add` would call into libm
     }

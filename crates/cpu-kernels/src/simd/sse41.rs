@@ -73,6 +73,7 @@ impl Simd for Sse41 {
         fn f_sub(a: F, b: F) -> F = _mm_sub_ps(a, b);
         fn f_mul(a: F, b: F) -> F = _mm_mul_ps(a, b);
         fn f_div(a: F, b: F) -> F = _mm_div_ps(a, b);
+        fn f_sqrt(v: F) -> F = _mm_sqrt_ps(v);
         fn f_fma(a: F, b: F, c: F) -> F = _mm_add_ps(_mm_mul_ps(a, b), c);
         fn f_max(a: F, b: F) -> F = _mm_max_ps(a, b);
         fn f_min(a: F, b: F) -> F = _mm_min_ps(a, b);

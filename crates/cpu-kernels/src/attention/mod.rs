@@ -3,6 +3,8 @@
 //! Both forms go over the keys in blocks with a running maximum and sum (online softmax, Milakov and Gimelshein 2018), so that no buffer grows
 //! with the context.
 
+mod tensor;
+
 use core_tensor::op::Attention;
 use core_tensor::{BlockFormat, DType, StateId, StateLayout, ValueId};
 
@@ -10,6 +12,8 @@ use crate::math::{exp, select, tanh};
 use crate::program::{RunContext, Step, View};
 use crate::simd::{Kernel, Simd};
 use crate::state::row_ptr;
+
+pub(crate) use tensor::{TensorAttentionStep, scratch_floats as tensor_scratch_floats};
 
 /// Keys per block.
 const KEYS: usize = 32;
