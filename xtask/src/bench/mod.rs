@@ -4,6 +4,7 @@ mod bandwidth;
 mod llama_cpp;
 mod measure;
 mod models;
+mod onnx;
 mod peers;
 mod random_llama;
 mod report;
@@ -23,6 +24,7 @@ use report::{Comparison, Machine, Report};
 
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
 cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
+cargo xtask bench onnx [--against onnxruntime] [--quick] [OPTIONS]
 
 gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
 the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.
@@ -38,7 +40,15 @@ the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 1
   --polaris FILE       this binary, not a fresh release build
 
 Measured are prefill and decode (tokens/s; 512 and 128 tokens, for 1.1B 128 and 32), the time from
-the start of the process to the first token of the answer, and the peak memory of these runs.";
+the start of the process to the first token of the answer, and the peak memory of these runs.
+
+onnx measures the latency and the peak memory of ONNX models on the processor, with and without the optimizer,
+and how far the outputs are from the peer's; its goals are printed below the table. Models, which are fetched or
+made once, in the cache, together with pinned Python packages: minilm-f32-b1, minilm-f32-b8, minilm-opset13,
+minilm-int8-b1, minilm-int8-b8 (MiniLM, 1 or 8 texts of 128 tokens; int8 also with --activations q8), bert-base,
+resnet50, resnet50-bn, mobilenetv2, mobilenetv2-bn (random weights; bn: batch normalizations are not folded),
+silero-vad, silero-vad-16k, magika, ocr-det, ocr-rec, ocr-cls. --quick measures 0.4 instead of 1 second in each of
+3 instead of 5 processes.";
 
 /// What to measure, and how often.
 #[derive(Debug)]
@@ -58,13 +68,7 @@ struct Options {
 const GPU_MODELS: &str = "smollm2-q4_0,smollm2-q8_0";
 
 impl Options {
-    fn parse(mut arguments: Arguments) -> Result<Self, String> {
-        let gpu = match arguments.subcommand().as_deref() {
-            Some("llm") => false,
-            Some("gpu") => true,
-            Some(other) => return Err(format!("no benchmark {other}; there are llm and gpu")),
-            None => return Err(format!("which benchmark? Usage: {USAGE}")),
-        };
+    fn parse(gpu: bool, mut arguments: Arguments) -> Result<Self, String> {
         let against = match arguments.value(&["--against"])?.as_deref() {
             None => false,
             Some("llama.cpp") => true,
@@ -89,17 +93,37 @@ impl Options {
 }
 
 /// The subcommand.
-pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
-    let options = Options::parse(arguments)?;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    if options.threads > cores {
-        return Err(format!("{} threads on {cores} cores would measure nothing", options.threads));
+pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
+    match arguments.subcommand().as_deref() {
+        Some("llm") => language_models(&Options::parse(false, arguments)?),
+        Some("gpu") => language_models(&Options::parse(true, arguments)?),
+        Some("onnx") => onnx::main(arguments),
+        Some(other) => Err(format!("no benchmark {other}; there are llm, gpu and onnx")),
+        None => Err(format!("which benchmark? Usage: {USAGE}")),
     }
-    let polaris = match &options.polaris {
-        Some(path) => std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?,
-        None => command::build_polaris()?,
-    };
-    let polaris = Polaris { binary: polaris, threads: options.threads, vulkan: options.vulkan };
+}
+
+/// More threads than cores would wait for each other.
+fn enough_cores(threads: usize) -> Result<(), String> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    if threads > cores {
+        return Err(format!("{threads} threads on {cores} cores would measure nothing"));
+    }
+    Ok(())
+}
+
+/// The binary that is given, or a fresh one.
+fn polaris(given: Option<&Path>) -> Result<PathBuf, String> {
+    match given {
+        Some(path) => std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display())),
+        None => command::build_polaris(),
+    }
+}
+
+fn language_models(options: &Options) -> Result<(), String> {
+    enough_cores(options.threads)?;
+    let binary = polaris(options.polaris.as_deref())?;
+    let polaris = Polaris { binary, threads: options.threads, vulkan: options.vulkan };
     // Requantizing needs llama.cpp's tool, whether it is measured or not.
     let llama_cpp = if options.against || options.models.iter().any(|model| model.needs_llama_cpp()) {
         Some(llama_cpp::build()?)
@@ -131,7 +155,7 @@ pub(crate) fn main(arguments: Arguments) -> Result<(), String> {
         measure::wait_for_quiet(QUIET);
         // Beside each model, since what a shared machine's memory gives changes with what others do.
         report.bandwidth.add(bandwidth::probe(options.threads)?);
-        let comparison = compare(model, file, &options, &polaris, peer.as_ref())?;
+        let comparison = compare(model, file, options, &polaris, peer.as_ref())?;
         report.comparisons.push(comparison);
     }
 
@@ -210,8 +234,14 @@ fn run_pair(model: &BenchModel, file: &Path, options: &Options, programs: &[&dyn
 mod tests {
     use super::*;
 
+    fn arguments(text: &str) -> Arguments {
+        Arguments::new(text.split_whitespace().map(str::to_owned))
+    }
+
     fn parse(text: &str) -> Result<Options, String> {
-        Options::parse(Arguments::new(text.split_whitespace().map(str::to_owned)))
+        let mut arguments = arguments(text);
+        let gpu = arguments.subcommand().as_deref() == Some("gpu");
+        Options::parse(gpu, arguments)
     }
 
     #[test]
@@ -239,9 +269,9 @@ mod tests {
 
     #[test]
     fn wrong_options_are_named() {
+        assert!(main(arguments("")).unwrap_err().contains("which benchmark?"));
+        assert!(main(arguments("vision")).unwrap_err().contains("no benchmark vision"));
         for (text, expected) in [
-            ("", "which benchmark?"),
-            ("vision", "no benchmark vision"),
             ("gpu --device x", "--device"),
             ("llm --against mlx", "no peer mlx"),
             ("llm --models x", "no model x"),

@@ -77,7 +77,8 @@ impl Range {
         Some(Self { median, low: sorted[0], high: sorted[sorted.len() - 1] })
     }
 
-    fn shown(self, scale: f64) -> String {
+    /// Median, lowest and highest in a unit that is `1 / scale` of the samples'.
+    pub(crate) fn shown(self, scale: f64) -> String {
         let digits = if self.median * scale < 10.0 { 2 } else { 1 };
         let [median, low, high] = [self.median, self.low, self.high].map(|value| value * scale);
         format!("{median:.digits$} ({low:.digits$}-{high:.digits$})")
@@ -155,8 +156,8 @@ impl Comparison {
 /// Where it was measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    processor: String,
-    threads: usize,
+    pub(crate) processor: String,
+    pub(crate) threads: usize,
 }
 
 impl Machine {
