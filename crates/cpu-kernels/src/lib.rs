@@ -34,12 +34,14 @@
 mod attention;
 mod backend;
 mod compile;
+mod conv;
 mod elementwise;
 mod gather;
 mod linear;
 mod math;
 pub mod matmul;
 mod norm;
+mod pool;
 mod program;
 mod reduce;
 mod rope;

@@ -5,8 +5,10 @@
 mod attention;
 mod backends;
 mod compare;
+mod conv;
 mod custom;
 mod decoder;
+mod device;
 mod elementwise;
 mod errors;
 mod fusion;
