@@ -70,6 +70,12 @@ impl<'a, 'g> Rewrite<'a, 'g> {
         self.view.producer(id).map(|(_, node)| node)
     }
 
+    /// The nodes of the old graph that read a value.
+    pub fn users(&self, id: ValueId) -> impl Iterator<Item = &'a Node> {
+        let nodes = self.view.graph.nodes();
+        self.view.consumers(id).iter().map(move |index| &nodes[*index])
+    }
+
     /// How often a value of the old graph is used; being an output counts.
     #[must_use]
     pub fn uses(&self, id: ValueId) -> usize {

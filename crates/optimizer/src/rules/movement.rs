@@ -4,8 +4,8 @@
 //! Which memory layout a kernel likes (NCHW, NHWC, blocked) is not decided here: that is a matter of each backend's weights and costs, which
 //! see a graph in which the transposes that are left are needed.
 
-use core_tensor::op::{Concat, Op, Pad, PadMode, Reshape, Slice, Transpose};
-use core_tensor::{Dim, ValueId};
+use core_tensor::op::{Concat, Gather, Op, Pad, PadMode, Reshape, Slice, Transpose};
+use core_tensor::{DType, Dim, ValueId};
 
 use crate::rule::{Pattern, Reject, Rewrite, Rule};
 
@@ -90,8 +90,18 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "sink-transpose-of-slice",
             "slice(transpose(x)) becomes transpose(slice(x))",
-            Pattern::node("Slice", |op| matches!(op, Op::Slice(_)), [transpose(Pattern::value("x")).named("moved")]),
+            Pattern::node(
+                "Slice",
+                |op| matches!(op, Op::Slice(_)),
+                [transpose(Pattern::value("x")).shared().named("moved")],
+            ),
             |r| {
+                // Parts that are transposed one by one cost what the whole does, if they are all that is read.
+                let moved = r.found("moved")?;
+                let parts = r.users(moved).filter(|node| matches!(node.op, Op::Slice(_))).count();
+                if parts != r.uses(moved) {
+                    return Err(Reject::because("the whole transpose is read, too"));
+                }
                 let perm = perm_of_found(r)?;
                 let Op::Slice(slice) = &r.root().op else { return Err(Reject::nothing_to_do()) };
                 let axis = axis_index(slice.axis, perm.len())?;
@@ -157,6 +167,31 @@ pub(crate) fn rules() -> Vec<Rule> {
                     return Err(Reject::nothing_to_do());
                 }
                 r.add_with(root.op.clone(), inputs)
+            },
+        ),
+        Rule::new(
+            "gather-one",
+            "gathering one known index becomes a slice",
+            Pattern::node("Gather", |op| matches!(op, Op::Gather(_)), [Pattern::value("x"), Pattern::uniform("index")]),
+            |r| {
+                let Op::Gather(Gather { axis }) = r.root().op else { return Err(Reject::nothing_to_do()) };
+                let (x, index) = (r.found("x")?, r.found("index")?);
+                let (dtype, shape) = r.ty(x)?;
+                let axis = axis_index(axis, shape.len())?;
+                let one = r.weight(index)?.shape().iter().all(|n| *n == 1);
+                // Half precision and blocks become f32 on the way; a table is better read than cut.
+                let plain = dtype.packing().0 == 1 && !matches!(dtype, DType::F16 | DType::BF16);
+                let Some(extent) = shape[axis].as_num().filter(|_| one && plain && r.weight(x).is_err()) else {
+                    return Err(Reject::nothing_to_do());
+                };
+                let index = r.number(index)?;
+                let at = if index < 0.0 { index + extent as f32 } else { index };
+                if !(0.0..extent as f32).contains(&at) {
+                    return Err(Reject::because(format!("the index {index} is outside of {extent}")));
+                }
+                let x = r.new_value(x);
+                let part = r.add(Op::Slice(Slice::range(axis as isize, at as usize, at as usize + 1)), &[x])?;
+                r.reshape(part, r.shape(r.root().outputs[0])?)
             },
         ),
         Rule::new(

@@ -10,6 +10,37 @@ pub(crate) fn rules() -> Vec<Rule> {
     let x = || Pattern::value("x");
     vec![
         Rule::new(
+            "mean",
+            "a sum times 1/n becomes a mean",
+            Pattern::product(
+                Pattern::node("ReduceSum", |op| matches!(op, Op::Reduce(Reduce { kind: ReduceKind::Sum })), [x()]),
+                Pattern::uniform("factor"),
+            ),
+            |r| {
+                let (x, factor) = (r.found("x")?, r.found("factor")?);
+                let (n, factor) = (last_extent(r, x)? as f32, r.number(factor)?);
+                if (factor * n - 1.0).abs() > 1e-6 {
+                    return Err(Reject::nothing_to_do());
+                }
+                let x = r.new_value(x);
+                r.add(Op::Reduce(Reduce { kind: ReduceKind::Mean }), &[x])
+            },
+        ),
+        Rule::new(
+            "layer-norm-by-moments",
+            "(x - mean) w / sqrt(mean(x²) - mean² + ε) becomes LayerNormalization (Flax's form)",
+            Pattern::product(
+                Pattern::binary(Binary::Sub, x(), mean(x()).named("mean")),
+                Pattern::binary(Binary::Div, Pattern::constant("w"), Pattern::unary(Unary::Sqrt, moments())),
+            ),
+            |r| {
+                let (x, w, epsilon) = (r.found("x")?, r.found("w")?, epsilon(r)?);
+                let w = vector(r, x, w)?;
+                let x = r.new_value(x);
+                r.add(Op::LayerNormalization(LayerNormalization { epsilon }), &[x, w])
+            },
+        ),
+        Rule::new(
             "layer-norm",
             "(x - mean) / sqrt(variance + ε) over the last extent becomes LayerNormalization",
             over_root_of_mean_square(&deviation()),
@@ -164,6 +195,15 @@ fn over_root_of_mean_square(y: &Pattern) -> Pattern {
 
 fn mean_square_and_epsilon(y: &Pattern) -> Pattern {
     Pattern::sum(mean(Pattern::square(y)), Pattern::uniform("epsilon"))
+}
+
+/// `mean(x²) - mean(x)² + ε`, perhaps kept from falling below 0.
+fn moments() -> Pattern {
+    let x = Pattern::value("x");
+    let mean_x = Pattern::either([mean(x.clone()).named("mean"), Pattern::value("mean")]);
+    let variance = Pattern::binary(Binary::Sub, mean(Pattern::square(&x)), Pattern::square(&mean_x));
+    let variance = Pattern::optional(variance, |variance| Pattern::unary(Unary::Relu, variance));
+    Pattern::sum(variance, Pattern::uniform("epsilon"))
 }
 
 fn tensorflow_layer_norm() -> Pattern {

@@ -1,6 +1,6 @@
 //! Transposes and reshapes.
 
-use core_tensor::Dim;
+use core_tensor::{Dim, Tensor};
 use core_tensor::op::{Op, Pad, PadMode, Unary};
 
 use crate::graphs::{Build, dims, operators, optimized, sym};
@@ -98,4 +98,22 @@ fn an_expansion_that_makes_the_shape_stays() {
     let wide = b.expand(y, &dims(&[5, 4]));
     let z = b.add(x, wide);
     assert_eq!(operators(b.output(z)), "Expand Add");
+}
+
+#[test]
+fn joined_projections_that_are_gathered_apart_are_sliced() {
+    let mut b = Build::new();
+    let x = b.input(&[sym("batch"), sym("tokens"), 3.into(), 2.into(), 4.into()]);
+    let t = b.transpose(x, &[2, 0, 3, 1, 4]);
+    let parts: Vec<_> = [0i64, 1, -1]
+        .iter()
+        .map(|index| {
+            let index = b.tensor(Tensor::from_slice(&[], &[*index]).unwrap());
+            b.gather(t, index)
+        })
+        .collect();
+    let y = b.add(parts[0], parts[1]);
+    let y = b.mul(y, parts[2]);
+    let y = b.transpose(y, &[0, 2, 1, 3]);
+    assert_eq!(operators(b.output(y)), "Slice Slice Slice Add Mul Reshape");
 }

@@ -1,7 +1,7 @@
 //! Normalizations.
 
 use core_tensor::ValueId;
-use core_tensor::op::{GroupNormalization, Op, Unary};
+use core_tensor::op::{Binary, GroupNormalization, Op, ReduceKind, Unary};
 
 use crate::graphs::{Build, dims, operators, optimized, sym};
 
@@ -46,6 +46,32 @@ fn layer_norm_of_tensorflow_is_found() {
     let shift = b.mul(mean, r);
     let rest = b.sub(bias, shift);
     let y = b.add(scaled, rest);
+    assert_eq!(operators(b.output(y)), "LayerNormalization");
+}
+
+#[test]
+fn layer_norm_of_flax_is_found() {
+    let mut b = Build::new();
+    let x = b.input(&[sym("tokens"), 8.into()]);
+    let eighth = b.number(0.125);
+    let sum = b.reduce(ReduceKind::Sum, x);
+    let mean = b.mul(sum, eighth);
+    let square = b.mul(x, x);
+    let squares = b.reduce(ReduceKind::Sum, square);
+    let squares = b.mul(squares, eighth);
+    let of_mean = b.mul(mean, mean);
+    let variance = b.sub(squares, of_mean);
+    let zero = b.number(0.0);
+    let variance = b.binary(Binary::Max, variance, zero);
+    let epsilon = b.number(1e-6);
+    let sum = b.add(variance, epsilon);
+    let root = b.unary(Unary::Sqrt, sum);
+    let over = b.unary(Unary::Reciprocal, root);
+    let (w, bias) = (b.weight(&[8]), b.weight(&[8]));
+    let scale = b.mul(over, w);
+    let d = b.sub(x, mean);
+    let y = b.mul(d, scale);
+    let y = b.add(y, bias);
     assert_eq!(operators(b.output(y)), "LayerNormalization");
 }
 
