@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::arguments::Arguments;
 use crate::tools::{self, PYTHON};
-use crate::{cache, command, fetch, gcn4, vulkan};
+use crate::{cache, command, fetch, gcn4, onnx_cases, vulkan};
 
 pub(crate) const USAGE: &str = "cargo xtask ci [STEP..]
 
@@ -19,7 +19,7 @@ Without a step: all of them, in this order:
   fmt      the code is formatted
   clippy   no warning in any target
   build    the release binary
-  fetch    the model of the end-to-end tests
+  fetch    the models of the end-to-end tests, and ONNX's test cases
   doc      the documentation builds without a warning
   package  every crate can be published: it builds from its package alone
   shaders  the committed SPIR-V is what the sources compile to, and spirv-val takes it
@@ -74,7 +74,11 @@ const STEPS: &[(&str, Step)] = &[
     ("fmt", |_| command::run(cargo().args(["fmt", "--all", "--check"]))),
     ("clippy", clippy),
     ("build", |_| command::build_polaris().map(drop)),
-    ("fetch", |_| fetch::model(fetch::SMALL_MODEL).map(drop)),
+    ("fetch", |_| {
+        let names = [fetch::SMALL_MODEL, "all-minilm-l6-v2", "all-minilm-l6-v2-int8"];
+        names.into_iter().try_for_each(|name| fetch::model(name).map(drop))?;
+        onnx_cases::fetch().map(drop)
+    }),
     ("doc", doc),
     ("package", package),
     ("shaders", shaders),

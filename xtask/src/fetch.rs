@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::arguments::Arguments;
 use crate::cache::{self, Scratch};
+use crate::onnx_cases;
 use crate::package::{self, Archive, Package};
 
 /// The model that the demo, the end-to-end tests and the benchmarks use.
@@ -176,14 +177,18 @@ pub(crate) fn model(name: &str) -> Result<PathBuf, String> {
 pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
     let models = parse_table(TABLE)?;
     let list = arguments.flag(&["--list"]);
-    let names = arguments.names()?;
+    let mut names = arguments.names()?;
     if list {
         for model in &models {
             println!("{}: {} ({})", model.name, model.about, model.licence);
         }
+        println!("{}: {}", onnx_cases::NAME, onnx_cases::ABOUT);
         return Ok(());
     }
-    let wanted: Vec<&Model> = if names.is_empty() {
+    let everything = names.is_empty();
+    let cases = everything || names.iter().any(|name| name == onnx_cases::NAME);
+    names.retain(|name| name != onnx_cases::NAME);
+    let wanted: Vec<&Model> = if everything {
         models.iter().collect()
     } else {
         let found: Result<_, _> = names.iter().map(|name| find(&models, name)).collect();
@@ -193,6 +198,9 @@ pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
     let mut fetcher = Fetcher::new(&folder);
     for model in wanted {
         println!("{}", fetcher.model(model)?.display());
+    }
+    if cases {
+        println!("{}", onnx_cases::fetch()?.display());
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod fetch;
 mod gcn4;
+mod onnx_cases;
 mod package;
 mod shaders;
 mod tools;

@@ -16,7 +16,7 @@ use crate::tensor::{TensorData, TensorReader};
 use crate::value_info::ValueInfo;
 
 /// The oldest version of the standard operators that is imported.
-pub const MIN_OPSET: i64 = 7;
+pub const MIN_OPSET: i64 = 6;
 /// The newest version of the standard operators that is known. Newer models are imported as if they asked for this one.
 pub const MAX_OPSET: i64 = 25;
 

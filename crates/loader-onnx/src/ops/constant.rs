@@ -14,7 +14,7 @@ pub(super) const OPERATORS: &[Entry] = &[
     ("Constant", 1, constant),
     ("ConstantOfShape", 9, constant_of_shape),
     ("Identity", 1, identity),
-    ("Dropout", 7, dropout),
+    ("Dropout", 6, dropout),
     ("EyeLike", 9, eye_like),
     ("RandomNormal", 1, random),
     ("RandomUniform", 1, random),

@@ -12,16 +12,16 @@ use crate::lower::sym_int::SymInt;
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("Abs", 6, unary),
-    ("Acos", 7, unary),
+    ("Acos", 6, unary),
     ("Acosh", 9, unary),
-    ("Asin", 7, unary),
+    ("Asin", 6, unary),
     ("Asinh", 9, unary),
-    ("Atan", 7, unary),
+    ("Atan", 6, unary),
     ("Atanh", 9, unary),
     ("BitwiseNot", 18, unary),
     ("Ceil", 6, unary),
     ("Celu", 12, unary),
-    ("Cos", 7, unary),
+    ("Cos", 6, unary),
     ("Cosh", 9, unary),
     ("Elu", 6, unary),
     ("Erf", 9, unary),
@@ -44,34 +44,34 @@ pub(super) const OPERATORS: &[Entry] = &[
     ("Shrink", 9, unary),
     ("Sigmoid", 6, unary),
     ("Sign", 9, unary),
-    ("Sin", 7, unary),
+    ("Sin", 6, unary),
     ("Sinh", 9, unary),
     ("Softplus", 1, unary),
     ("Softsign", 1, unary),
     ("Sqrt", 6, unary),
     ("Swish", 24, unary),
-    ("Tan", 7, unary),
+    ("Tan", 6, unary),
     ("Tanh", 6, unary),
     ("ThresholdedRelu", 10, unary),
-    ("Add", 7, binary),
-    ("And", 7, binary),
+    ("Add", 6, binary),
+    ("And", 6, binary),
     ("BitShift", 11, binary),
     ("BitwiseAnd", 18, binary),
     ("BitwiseOr", 18, binary),
     ("BitwiseXor", 18, binary),
-    ("Div", 7, binary),
-    ("Equal", 7, binary),
-    ("Greater", 7, binary),
+    ("Div", 6, binary),
+    ("Equal", 6, binary),
+    ("Greater", 6, binary),
     ("GreaterOrEqual", 12, binary),
-    ("Less", 7, binary),
+    ("Less", 6, binary),
     ("LessOrEqual", 12, binary),
     ("Mod", 10, binary),
-    ("Mul", 7, binary),
-    ("Or", 7, binary),
-    ("PRelu", 7, p_relu),
-    ("Pow", 7, power),
-    ("Sub", 7, binary),
-    ("Xor", 7, binary),
+    ("Mul", 6, binary),
+    ("Or", 6, binary),
+    ("PRelu", 6, p_relu),
+    ("Pow", 6, power),
+    ("Sub", 6, binary),
+    ("Xor", 6, binary),
     ("Max", 6, variadic),
     ("Mean", 6, variadic),
     ("Min", 6, variadic),
@@ -188,7 +188,16 @@ fn binary<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         "Xor" => Binary::Xor,
         _ => return Err(Fail::Unsupported),
     };
-    let (a, b) = (call.input(0)?.clone(), call.input(1)?.clone());
+    let (a, mut b) = (call.input(0)?.clone(), call.input(1)?.clone());
+    // Version 6 says where the second operand's extents begin.
+    if call.opset < 7
+        && let Some(at) = call.attributes.int("axis")?
+    {
+        let at = crate::lower::call::axis(at, a.rank())?;
+        let Some(after) = a.rank().checked_sub(at + b.rank()) else { return fail("its operands do not broadcast") };
+        let shape: Vec<_> = b.shape().iter().cloned().chain(vec![core_tensor::Dim::Num(1); after]).collect();
+        b = lower.reshape(&b, &shape)?;
+    }
     one(combine(lower, op, &a, &b)?)
 }
 
@@ -277,7 +286,13 @@ fn broadcast(shapes: &[&[usize]]) -> Option<(Vec<usize>, Vec<Vec<usize>>)> {
 }
 
 fn p_relu<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
-    let (x, slope) = (call.input(0)?.clone(), call.input(1)?.clone());
+    let (x, mut slope) = (call.input(0)?.clone(), call.input(1)?.clone());
+    // Version 6 has one slope per channel.
+    if call.opset < 7 && slope.rank() == 1 && x.rank() > 2 {
+        let rest = vec![core_tensor::Dim::Num(1); x.rank() - 2];
+        let shape: Vec<_> = slope.shape().iter().cloned().chain(rest).collect();
+        slope = lower.reshape(&slope, &shape)?;
+    }
     one(lower.binary(Binary::PRelu, &x, &slope)?)
 }
 

@@ -14,7 +14,7 @@ use crate::lower::sym_int::product;
 pub(super) const OPERATORS: &[Entry] = &[
     ("Det", 11, det),
     ("Einsum", 12, einsum),
-    ("Gemm", 7, gemm),
+    ("Gemm", 6, gemm),
     ("MatMul", 1, mat_mul),
     ("MatMulInteger", 10, mat_mul_integer),
 ];

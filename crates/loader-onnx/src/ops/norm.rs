@@ -12,7 +12,7 @@ use crate::lower::operand::{Operand, Value};
 use crate::lower::sym_int::product;
 
 pub(super) const OPERATORS: &[Entry] = &[
-    ("BatchNormalization", 7, batch_normalization),
+    ("BatchNormalization", 6, batch_normalization),
     ("GroupNormalization", 18, group_normalization),
     ("InstanceNormalization", 6, instance_normalization),
     ("LRN", 1, lrn),

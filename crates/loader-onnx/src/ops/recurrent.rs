@@ -9,7 +9,7 @@ use crate::lower::call::Call;
 use crate::lower::fail::{Fail, Res, fail};
 use crate::lower::operand::{Operand, Value};
 
-pub(super) const OPERATORS: &[Entry] = &[("GRU", 7, recurrent), ("LSTM", 7, recurrent), ("RNN", 7, recurrent)];
+pub(super) const OPERATORS: &[Entry] = &[("GRU", 6, recurrent), ("LSTM", 7, recurrent), ("RNN", 7, recurrent)];
 
 /// Activations by name; parameters are taken from the lists in the order in which functions that have any occur.
 fn activations(call: &Call<'_>, defaults: &[&'static str], directions: usize) -> Res<Vec<Gate>> {

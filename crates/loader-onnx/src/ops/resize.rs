@@ -16,7 +16,7 @@ pub(super) const OPERATORS: &[Entry] = &[
     ("Col2Im", 18, col2im),
     ("GridSample", 16, grid_sample),
     ("Resize", 10, resize),
-    ("Upsample", 7, upsample),
+    ("Upsample", 6, upsample),
 ];
 
 /// An extent times a factor, rounded down. Factors that are fractions of small numbers keep symbols.

@@ -1,0 +1,109 @@
+//! The test cases that the `onnx` package ships, imported and run: by the reference interpreter and on the CPU, as imported and optimized.
+//!
+//! They lie where `cargo xtask fetch onnx-cases` puts them. `skipped.txt` lists those that do not pass, with a reason each; it can only
+//! shrink: a case of it that passes fails the test.
+
+mod case;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use case::Runner;
+use cpu_kernels::{CpuBackend, CpuOptions};
+
+const SKIPPED: &str = include_str!("skipped.txt");
+
+fn cases_folder() -> PathBuf {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("POLARIS_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("polaris")))
+        .or_else(|| variable("LOCALAPPDATA").filter(|_| cfg!(windows)).map(|path| path.join("polaris")))
+        .or_else(|| variable("HOME").map(|path| path.join(".cache/polaris")));
+    let models = cache.map(|cache| cache.join("models"));
+    let folder = variable("POLARIS_MODELS").or(models).expect("POLARIS_MODELS, POLARIS_CACHE or HOME is set");
+    let folder = folder.join("onnx-1.19.1-cases");
+    assert!(folder.is_dir(), "{} is not there: run `cargo xtask fetch onnx-cases`", folder.display());
+    folder
+}
+
+/// Case → why it does not pass. A line is a name and a reason; a name that ends in `*` stands for all that begin so.
+fn skipped() -> Vec<(&'static str, &'static str)> {
+    let lines = SKIPPED.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| line.split_once(": ").unwrap_or_else(|| panic!("no reason: {line}"))).collect()
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == name, |start| name.starts_with(start))
+}
+
+/// Runs all cases of some folders; fails where the list of those that do not pass is not exactly what `skipped.txt` says.
+fn run(parts: &[&str], runner: &Runner) {
+    let only = env::var("ONNX_CASE").ok();
+    let skipped = skipped();
+    let mut used = vec![false; skipped.len()];
+    let (mut passed, mut wrong) = (0, Vec::new());
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for part in parts {
+        let folder = cases_folder().join(part);
+        let mut cases: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .expect("the folder is read")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        cases.sort();
+        for path in cases {
+            let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+            if !path.join("model.onnx").exists() || only.as_ref().is_some_and(|part| !name.contains(part.as_str())) {
+                continue;
+            }
+            let listed = skipped.iter().position(|(pattern, _)| matches(pattern, &name));
+            let result = catch_unwind(AssertUnwindSafe(|| case::run(&path, runner).map_err(|error| error.to_string())));
+            let result = result.unwrap_or_else(|_| Err("it panics".into()));
+            match (listed, result) {
+                (None, Ok(())) => passed += 1,
+                (Some(at), Ok(())) => {
+                    wrong.push(format!("{name} passes: take it off skipped.txt ({})", skipped[at].0));
+                    used[at] = true;
+                }
+                (None, Err(error)) => wrong.push(format!("{name}: {error}")),
+                (Some(at), Err(_)) => {
+                    used[at] = true;
+                    *reasons.entry(skipped[at].1).or_default() += 1;
+                }
+            }
+        }
+    }
+    println!("{passed} passed");
+    for (reason, count) in reasons {
+        println!("{count} do not: {reason}");
+    }
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+    if only.is_none() && parts.contains(&"node") {
+        let unused: Vec<&str> =
+            skipped.iter().zip(&used).filter(|(_, used)| !**used).map(|((pattern, _), _)| *pattern).collect();
+        assert!(unused.is_empty(), "skipped.txt names what is no case: {unused:?}");
+    }
+}
+
+fn cpu(optimize: bool) -> Runner {
+    Runner::Backend(Arc::new(CpuBackend::new(CpuOptions { threads: 2, ..CpuOptions::default() })), optimize)
+}
+
+const ALL: [&str; 3] = ["node", "pytorch-converted", "pytorch-operator"];
+
+#[test]
+fn the_reference_interpreter_gives_what_onnx_expects() {
+    run(&ALL, &Runner::Interpreter);
+}
+
+#[test]
+fn the_cpu_gives_what_onnx_expects() {
+    run(&ALL, &cpu(false));
+}
+
+#[test]
+fn optimized_graphs_give_what_onnx_expects() {
+    run(&ALL, &cpu(true));
+}
