@@ -12,6 +12,7 @@ use crate::elementwise::{BinaryStep, Gated, UnaryStep};
 use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
 use crate::norm::NormRows;
+use crate::product::TensorProduct;
 use crate::program::{CpuProgram, CpuWeightsHandle, Extents, Step};
 use crate::reduce::{ReduceRows, RowKind, TopKRows};
 use crate::rope::{Rope, RopeTable};
@@ -23,9 +24,11 @@ use crate::weights::CpuWeights;
 
 mod conv;
 mod fusion;
+mod recurrent;
 mod schedule;
 
 pub(crate) use conv::conv_id;
+pub(crate) use recurrent::recurrent_id;
 
 use schedule::schedule;
 
@@ -119,7 +122,10 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
     let is = |i: usize, dtype: DType| tensor(i).is_some_and(|(found, _)| found == dtype);
     let f32 = |i: usize| is(i, DType::F32);
     match &node.op {
-        Op::MatMul(_) => is_linear(graph, node),
+        Op::MatMul(_) => {
+            let is_matrix = |i: usize| tensor(i).is_some_and(|(dtype, shape)| dtype == DType::F32 && shape.len() >= 2);
+            is_linear(graph, node) || is_matrix(0) && is_matrix(1)
+        }
         Op::RmsNormalization(_)
         | Op::LayerNormalization(_)
         | Op::TensorAttention(_)
@@ -311,11 +317,15 @@ impl Compiler<'_> {
         Ok(shape.split_last().map_or(1, |(_, rows)| rows.iter().product()))
     }
 
+    /// The extents at the bounds.
+    fn bound_extents(&self, id: ValueId) -> Result<Vec<usize>, BackendError> {
+        let (_, shape) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("value and graph"))?;
+        Ok(eval_shape(shape, self.bounds).map_err(core_tensor::GraphError::from)?)
+    }
+
     /// The last extent at the bounds.
     fn bound_cols(&self, id: ValueId) -> Result<usize, BackendError> {
-        let (_, shape) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("value and graph"))?;
-        let shape = eval_shape(shape, self.bounds).map_err(core_tensor::GraphError::from)?;
-        Ok(shape.last().copied().unwrap_or(1))
+        Ok(self.bound_extents(id)?.last().copied().unwrap_or(1))
     }
 
     fn node(&mut self, i: usize) -> Result<(), BackendError> {
@@ -330,7 +340,20 @@ impl Compiler<'_> {
             return self.reference(node);
         }
         match &node.op {
-            Op::MatMul(_) => return self.linear(i),
+            Op::MatMul(_) if is_linear(graph, node) => return self.linear(i),
+            Op::MatMul(op) => {
+                let (a, b) = (self.input(node, 0)?, self.input(node, 1)?);
+                let last = |id: ValueId, from_end: usize| {
+                    let extents = self.bound_extents(id)?;
+                    Ok::<usize, BackendError>(extents.len().checked_sub(from_end).map_or(1, |at| extents[at]))
+                };
+                let largest = [last(y, 2)?, last(y, 1)?, last(a, 1)?];
+                let scratch = self.scratch("packed matrices", TensorProduct::scratch_bytes(largest) * self.threads);
+                let counter = self.counter();
+                let step = TensorProduct { a, b, y, transpose_b: op.transpose_b, scratch, counter, largest };
+                self.draft(step, &[a, b], &[y], Deal::Own);
+                self.last_writes(Memory::Scratch(scratch));
+            }
             Op::RmsNormalization(_) | Op::LayerNormalization(_) => {
                 if self.is_prologue(y) {
                     return Ok(());

@@ -260,6 +260,32 @@ impl PackedMatrixBuilder {
     }
 }
 
+/// Products with columns that a caller has packed as f32: `[k][16]` for each group of sixteen, `n` columns in all.
+///
+/// # Safety
+/// The panels are whole; `out.y` as for [`PackedMatrix::matmul`], and without a bias.
+pub(crate) unsafe fn multiply_panels(
+    level: Level,
+    panels: *const f32,
+    n: usize,
+    activations: &ActivationView<'_>,
+    out: Output<'_>,
+) {
+    let layout = *activations.layout();
+    let (k, rows) = (layout.k(), 0..layout.rows());
+    level.run(float::Float {
+        source: float::PlainF32,
+        weights: panels.cast(),
+        group_bytes: 4 * GROUP * k,
+        n,
+        k,
+        groups: 0..n.div_ceil(GROUP),
+        activations: *activations,
+        rows,
+        out,
+    });
+}
+
 /// Whether `core_tensor` decodes a format.
 fn decodes(format: BlockFormat) -> bool {
     let mut out = vec![0.0; format.block_len()];

@@ -1,0 +1,158 @@
+//! Products of computed matrices: both operands are packed on the way, as weights and activations are.
+
+use core_tensor::ValueId;
+
+use crate::matmul::{ActivationKind, ActivationLayout, ActivationView, GROUP_ROWS, Output, multiply_panels};
+use crate::program::{RunContext, Step};
+use crate::simd::{Kernel, Simd};
+
+/// Floats of packed columns of B, at most (but for two groups): they stay in the second-level cache.
+const PANEL_FLOATS: usize = 64 << 10;
+/// Floats of packed rows of A, at most (but for one register tile).
+const ROWS_FLOATS: usize = 128 << 10;
+/// Rows of the tallest register tile.
+const TILE_ROWS: usize = 12;
+
+/// `Y = A·B` or `A·Bᵀ`, f32 `[..., m, k]` and `[..., k, n]` or `[..., n, k]`; the extents before broadcast.
+pub(crate) struct TensorProduct {
+    pub(crate) a: ValueId,
+    pub(crate) b: ValueId,
+    pub(crate) y: ValueId,
+    pub(crate) transpose_b: bool,
+    pub(crate) scratch: usize,
+    pub(crate) counter: usize,
+    /// The extents m, n and k at the bounds, for which the scratch was sized.
+    pub(crate) largest: [usize; 3],
+}
+
+/// Rows of A and groups of columns of B that are packed at a time.
+fn blocks(m: usize, n: usize, k: usize) -> (usize, usize) {
+    let rows = (ROWS_FLOATS / k.max(1) / TILE_ROWS * TILE_ROWS).clamp(TILE_ROWS, 240);
+    let groups = (PANEL_FLOATS / (k.max(1) * GROUP_ROWS) / 2 * 2).max(2);
+    (rows.min(m.next_multiple_of(TILE_ROWS)), groups.min(n.div_ceil(GROUP_ROWS)))
+}
+
+impl TensorProduct {
+    /// Bytes of scratch for one thread.
+    pub(crate) fn scratch_bytes([m, n, k]: [usize; 3]) -> usize {
+        // A smaller k takes more rows and groups, but not more floats than these.
+        let a = (m.next_multiple_of(TILE_ROWS) * k).min(ROWS_FLOATS.max(TILE_ROWS * k));
+        let b = (n.next_multiple_of(GROUP_ROWS) * k).min(PANEL_FLOATS.max(2 * GROUP_ROWS * k));
+        (a.next_multiple_of(16) + b.next_multiple_of(16)) * 4
+    }
+}
+
+impl Step for TensorProduct {
+    fn describe(&self) -> String {
+        format!("MatMul {} {}{} -> {}", self.a, self.b, if self.transpose_b { " transposed" } else { "" }, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        let (a, b, y) = (cx.view(self.a), cx.view(self.b), cx.view(self.y));
+        let ([a_batch @ .., m, k], [batch @ .., _, n]) = (a.shape, y.shape) else { return };
+        let ([b_batch @ .., _, _], (m, n, k)) = (b.shape, (*m, *n, *k)) else { return };
+        let count: usize = batch.iter().product();
+        if count * m * n == 0 {
+            return;
+        }
+        let (most_rows, most_groups) = blocks(m, n, k);
+        // Few matrices are cut into as many parts as keep all threads busy.
+        let parts = (4 * cx.worker.count).div_ceil(count);
+        let rows = m.div_ceil(parts).next_multiple_of(TILE_ROWS).min(most_rows);
+        let row_blocks = m.div_ceil(rows);
+        let groups = n.div_ceil(GROUP_ROWS);
+        let scratch: *mut f32 = cx.scratch(self.scratch).cast();
+        let scratch = scratch.wrapping_add(cx.worker.index * Self::scratch_bytes(self.largest) / 4);
+        let panels = scratch.wrapping_add((most_rows * k).next_multiple_of(16));
+        while let Some(unit) = cx.claim(self.counter, count * row_blocks) {
+            let (matrix, first) = (unit / row_blocks, unit % row_blocks * rows);
+            let rows = rows.min(m - first);
+            let a = a.f32().wrapping_add((place(matrix, batch, a_batch) * m + first) * k);
+            let b = b.f32().wrapping_add(place(matrix, batch, b_batch) * n * k);
+            let y = y.f32().wrapping_add((matrix * m + first) * n);
+            let layout = ActivationLayout::new(ActivationKind::F32, rows, k);
+            // SAFETY: rows of A and the thread's scratch, which `scratch_bytes` has made large enough for them.
+            let view = unsafe {
+                layout.pack_rows(cx.level, scratch.cast(), 0..rows, a, k);
+                ActivationView::from_raw(layout, scratch.cast_const().cast())
+            };
+            for start in (0..groups).step_by(most_groups) {
+                let column = start * GROUP_ROWS;
+                let width = (n - column).min(most_groups * GROUP_ROWS);
+                cx.level.run(Pack { b, panels, n, k, column, width, transposed: self.transpose_b });
+                let out = Output::new(y.wrapping_add(column), n);
+                // SAFETY: the panels hold these columns; the rows of y are this thread's.
+                unsafe { multiply_panels(cx.level, panels, width, &view, out) };
+            }
+        }
+    }
+}
+
+/// Which matrix of an operand goes into a matrix of the result.
+fn place(matrix: usize, batch: &[usize], operand: &[usize]) -> usize {
+    let (mut rest, mut at, mut stride) = (matrix, 0, 1);
+    for (i, extent) in batch.iter().enumerate().rev() {
+        if let Some(j) = (i + operand.len()).checked_sub(batch.len()) {
+            if operand[j] != 1 {
+                at += rest % extent * stride;
+            }
+            stride *= operand[j];
+        }
+        rest /= extent;
+    }
+    at
+}
+
+/// Packs columns of B: `[k][16]` for each group, filled up with zeros.
+struct Pack {
+    b: *const f32,
+    panels: *mut f32,
+    n: usize,
+    k: usize,
+    column: usize,
+    width: usize,
+    transposed: bool,
+}
+
+impl Kernel for Pack {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (group, at) in (0..self.width).step_by(GROUP_ROWS).enumerate() {
+            let panel = self.panels.wrapping_add(group * GROUP_ROWS * self.k);
+            let count = (self.width - at).min(GROUP_ROWS);
+            // SAFETY: the columns are inside of B, and the panel holds k × 16.
+            unsafe {
+                if self.transposed {
+                    self.transpose(panel, at, count);
+                    continue;
+                }
+                for i in 0..self.k {
+                    let row = self.b.add(i * self.n + self.column + at);
+                    let mut lane = 0;
+                    while lane < GROUP_ROWS {
+                        let m = count.saturating_sub(lane).min(S::LANES);
+                        s.f_store(panel.add(i * GROUP_ROWS + lane), s.f_load_first(row.wrapping_add(lane), m));
+                        lane += S::LANES;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pack {
+    #[inline(always)]
+    unsafe fn transpose(&self, panel: *mut f32, at: usize, count: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            for lane in 0..GROUP_ROWS {
+                let row = self.b.wrapping_add((self.column + at + lane) * self.k);
+                for i in 0..self.k {
+                    *panel.add(i * GROUP_ROWS + lane) = if lane < count { *row.add(i) } else { 0.0 };
+                }
+            }
+        }
+    }
+}
