@@ -80,8 +80,7 @@ fn resnet50() -> Result<Graph> {
     let input = net.graph.input("input", DType::F32, &[1.into(), 3.into(), 224.into(), 224.into()]);
     let x = net.conv(input, [64, 3, 7, 2, 1])?;
     let x = net.unary(Unary::Relu, x)?;
-    let window =
-        Window { strides: vec![2; 2], dilations: vec![1; 2], pads_begin: vec![1; 2], pads_end: vec![1; 2] };
+    let window = Window { strides: vec![2; 2], dilations: vec![1; 2], pads_begin: vec![1; 2], pads_end: vec![1; 2] };
     let pool =
         Pool { kind: PoolKind::Max, kernel: vec![3; 2], window, ceil_mode: false, indices: false, column_major: false };
     let mut x = net.graph.add("pool", Op::Pool(pool), &[x])?;
@@ -114,7 +113,8 @@ fn mobilenetv2() -> Result<Graph> {
     let mut x = net.unary(relu6, x)?;
     let mut channels = 32;
     // Expansion, channels, repetitions, first stride (Sandler et al. 2018, table 2).
-    let table = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+    let table =
+        [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
     for (expansion, out, repetitions, first) in table {
         for i in 0..repetitions {
             let stride = if i == 0 { first } else { 1 };

@@ -1,7 +1,7 @@
 //! Weights in the backend's layout.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
-use crate::compile::{conv_id, has_kernel, is_linear};
+use crate::compile::{conv_id, has_kernel, is_linear, recurrent_id};
 use crate::conv::packing::{ConvId, PackedConv};
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
+use crate::recurrent::{PackedRecurrent, Plain, RecurrentId};
 use crate::threads::ThreadPool;
 
 /// A model's weights: matrices packed for the kernels, everything else as f32 or as stored.
@@ -21,6 +22,8 @@ pub(crate) struct CpuWeights {
     pub(crate) matrices: HashMap<MatrixId, PackedMatrix>,
     /// Weights of convolutions.
     pub(crate) convs: HashMap<ConvId, PackedConv>,
+    /// Weights of recurrent layers.
+    pub(crate) recurrents: HashMap<RecurrentId, PackedRecurrent>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
     /// Tables that rows are gathered from, as stored.
@@ -70,6 +73,7 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
             match (&node.op, i) {
                 (Op::MatMul(op), 1) if is_linear(graph, node) && op.transpose_b => uses.matrix = true,
                 (Op::MatMul(_), 1) if is_linear(graph, node) => uses.transposed_matrix = true,
+                (Op::Recurrent(_), 1..=3 | 7) if recurrent_id(graph, node).is_some() => {}
                 (Op::Conv(_) | Op::ConvTranspose(_), 1) if conv_id(graph, node).is_some() => {}
                 // Of a vector each element is a row, and not one of the weight's.
                 (Op::Gather(op), 0) if op.axis == 0 && has_kernel(graph, node) => match graph.weight_of(id) {
@@ -108,6 +112,7 @@ impl CpuWeights {
             graph: graph.clone(),
             matrices: HashMap::new(),
             convs: HashMap::new(),
+            recurrents: HashMap::new(),
             plain: HashMap::new(),
             tables: HashMap::new(),
             bytes: 0,
@@ -134,7 +139,8 @@ impl CpuWeights {
                 matrices.push((MatrixId { weight: id, transposed }, matrix));
             }
         }
-        loaded.load_convs(graph)?;
+        loaded.load_convs(graph, pool)?;
+        loaded.load_recurrents(graph)?;
         // One region for all, in the graph's order: a step reads its matrices from one place.
         let shapes: Vec<(DType, usize, usize)> =
             matrices.iter().map(|(_, matrix)| (matrix.dtype(), matrix.row_count(), matrix.row_len())).collect();
@@ -151,20 +157,59 @@ impl CpuWeights {
         Ok(loaded)
     }
 
-    fn load_convs(&mut self, graph: &Graph) -> Result<(), BackendError> {
+    fn load_recurrents(&mut self, graph: &Graph) -> Result<(), BackendError> {
         for node in graph.nodes() {
-            let Some(id) = conv_id(graph, node) else { continue };
-            let Some(weight) = graph.weight_of(id.weight).filter(|_| !self.convs.contains_key(&id)) else { continue };
-            let failed = |source| BackendError::Weight { name: graph.value(id.weight).name.clone(), source };
-            let values = weight.to_tensor().and_then(|tensor| Ok(tensor.to_f32()?)).map_err(failed)?;
-            let packed = PackedConv::pack(&values, weight.shape(), &id.geometry, id.form);
-            let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: values.len() * 4 })?;
-            weight.release_rows(0..weight.row_count());
+            let Some(id) = recurrent_id(graph, node).filter(|id| !self.recurrents.contains_key(id)) else { continue };
+            let floats = |id: ValueId| match graph.weight_of(id) {
+                Some(weight) => {
+                    let failed = |source| BackendError::Weight { name: graph.value(id).name.clone(), source };
+                    weight.to_tensor().and_then(|tensor| Ok(tensor.to_f32()?)).map_err(failed)
+                }
+                None => Ok(Vec::new()),
+            };
+            let shape = |id: ValueId| graph.weight_of(id).map_or(&[][..], |weight| weight.shape());
+            let (&[directions, _, input], &[_, _, hidden]) = (shape(id.w), shape(id.r)) else { continue };
+            let (w, r) = (floats(id.w)?, floats(id.r)?);
+            let (b, p) = (id.b.map(floats).transpose()?, id.p.map(floats).transpose()?);
+            let plain = Plain { w: &w, r: &r, b: b.as_deref(), p: p.as_deref() };
+            let packed = PackedRecurrent::pack(&plain, id.cell, directions, input, hidden);
+            let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: 4 * (w.len() + r.len()) })?;
+            self.bytes += packed.bytes() as u64;
+            self.recurrents.insert(id, packed);
+        }
+        Ok(())
+    }
+
+    /// Packs the weights of convolutions, each on whichever thread is free.
+    fn load_convs(&mut self, graph: &Graph, pool: &ThreadPool) -> Result<(), BackendError> {
+        let mut ids: Vec<ConvId> = Vec::new();
+        let mut known = HashSet::new();
+        ids.extend(graph.nodes().iter().filter_map(|node| conv_id(graph, node)).filter(|id| known.insert(id.clone())));
+        let next = AtomicUsize::new(0);
+        let packed = Mutex::new(Vec::with_capacity(ids.len()));
+        pool.run(&|_| {
+            while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let result = pack_conv(graph, id);
+                packed.lock().unwrap_or_else(PoisonError::into_inner).push((id.clone(), result));
+            }
+        });
+        for (id, packed) in packed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let packed = packed?;
             self.bytes += packed.bytes() as u64;
             self.convs.insert(id, packed);
         }
         Ok(())
     }
+}
+
+fn pack_conv(graph: &Graph, id: &ConvId) -> Result<PackedConv, BackendError> {
+    let weight = graph.weight_of(id.weight).ok_or(BackendError::Mismatch("weights and graph"))?;
+    let failed = |source| BackendError::Weight { name: graph.value(id.weight).name.clone(), source };
+    let values = weight.to_tensor().and_then(|tensor| Ok(tensor.to_f32()?)).map_err(failed)?;
+    let packed = PackedConv::pack(&values, weight.shape(), &id.geometry, id.form);
+    let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: values.len() * 4 })?;
+    weight.release_rows(0..weight.row_count());
+    Ok(packed)
 }
 
 fn refused(graph: &Graph, id: ValueId, error: &PackError) -> BackendError {

@@ -1,7 +1,8 @@
 //! Convolutions, and what stands between them: images keep their layout there.
 
 use core_tensor::op::{
-    Binary, Concat, Conv, ConvTranspose, Op, Reduce, ReduceKind, Reshape, Scalar, Slice, Unary, Window,
+    Binary, Concat, Conv, ConvTranspose, GroupNormalization, Op, Reduce, ReduceKind, Reshape, Scalar, Slice, Unary,
+    Window,
 };
 use core_tensor::{Bindings, DType, Dim, Graph, ValueId};
 use proptest::prelude::*;
@@ -86,7 +87,9 @@ impl Shape {
         if self.bias {
             inputs.push(graph.weight("bias", random.weight(DType::F32, &[self.output])));
         }
-        graph.add("conv", Op::Conv(Conv { window: self.window(), groups: self.groups }), &inputs).expect("a convolution")
+        graph
+            .add("conv", Op::Conv(Conv { window: self.window(), groups: self.groups }), &inputs)
+            .expect("a convolution")
     }
 
     fn image(&self) -> Vec<usize> {
@@ -140,6 +143,8 @@ fn images_of_few_channels_agree() {
         Shape::new(1, 20, 5, &[9, 9]),
         Shape::new(4, 17, 3, &[6, 40]).dilated(&[2, 2]),
         Shape::new(2, 48, 1, &[5, 3]),
+        Shape::new(3, 16, 5, &[7, 90]).stride(&[1, 3]).pads(&[2, 4], &[0, 1]),
+        Shape::new(1, 16, 15, &[60, 40]).stride(&[4, 4]),
     ];
     for (i, shape) in shapes.into_iter().enumerate() {
         shape.case(100 + i as u64).check();
@@ -171,6 +176,9 @@ fn groups_agree() {
         Shape::new(72, 48, 1, &[5, 5]).groups(3),
         Shape::new(12, 6, 3, &[5, 6]).groups(2).batch(2),
         Shape::new(96, 96, 3, &[3, 3]).groups(3),
+        Shape::new(18, 18, 3, &[37, 61]).groups(18),
+        Shape::new(16, 16, 7, &[30, 30]).groups(16).stride(&[1, 3]),
+        Shape::new(16, 16, 5, &[45, 20]).groups(16).stride(&[2, 2]),
     ];
     for (i, shape) in shapes.into_iter().enumerate() {
         shape.case(300 + i as u64).check();
@@ -215,6 +223,25 @@ fn activations_that_are_taken_along_agree() {
         Shape::new(20, 24, 3, &[6, 5]).case_of(seed, DType::F32, then).check();
         Shape::new(24, 24, 3, &[6, 11]).groups(24).case_of(seed + 1, DType::F32, then).check();
         Shape::new(32, 40, 3, &[13, 13]).case_of(seed + 2, DType::F32, then).check();
+    }
+}
+
+#[test]
+fn normalization_over_groups_of_channels_agrees() {
+    for (i, (channels, groups, size)) in
+        [(20, 4, [5, 7]), (48, 3, [6, 6]), (33, 33, [9, 4]), (40, 1, [3, 3]), (6, 2, [40, 30])].into_iter().enumerate()
+    {
+        let seed = 680 + i as u64;
+        let mut random = Random::new(seed);
+        let then = |graph: &mut Graph, y| {
+            let op = Op::GroupNormalization(GroupNormalization { groups, epsilon: 1e-5 });
+            let w = graph.weight("scale", random.weight(DType::F32, &[channels]));
+            let b = graph.weight("shift", random.weight(DType::F32, &[channels]));
+            let inputs = if i % 2 == 0 { vec![y, w, b] } else { vec![y] };
+            let y = graph.add("norm", op, &inputs).expect("a normalization");
+            graph.add("f", Op::Unary(Unary::Silu), &[y]).expect("a function")
+        };
+        Shape::new(5, channels, 3, &size).batch(1 + i % 2).case_of(seed, DType::F32, then).check();
     }
 }
 

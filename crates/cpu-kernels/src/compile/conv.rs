@@ -9,6 +9,7 @@ use core_tensor::{BackendError, DType, Dim, Graph, Node, ValueId};
 use super::{Compiler, Deal, Memory};
 use crate::conv::depthwise::DepthwiseStep;
 use crate::conv::geometry::{Geometry, Plane};
+use crate::conv::group_norm::GroupNorm;
 use crate::conv::image::{Blocked, Extent, Reorder};
 use crate::conv::packing::{ConvId, Form};
 use crate::conv::pointwise::{CombineImages, JoinChannels, MapImage, Operand, ReducePixels};
@@ -16,6 +17,7 @@ use crate::conv::tile::Activation;
 use crate::conv::winograd::{self, WinogradStep};
 use crate::conv::{ConvStep, Finish, MAX_ROW_PRODUCTS, Source, scratch_bytes};
 use crate::pool::PoolStep;
+use crate::resize::ResizeStep;
 
 /// Channels up to which an image is read plain.
 const FEW_CHANNELS: usize = 4;
@@ -23,6 +25,8 @@ const FEW_CHANNELS: usize = 4;
 /// Channels and pixels from which on Winograd's transformation pays.
 const WINOGRAD_CHANNELS: usize = 32;
 const WINOGRAD_PIXELS: usize = 144;
+/// Pairs of channels up to which the room that transformed weights take is worth it: 36 MiB.
+const WINOGRAD_PAIRS: usize = 512 * 512;
 
 /// The weight of a convolution as its kernel wants it; `None` where there is no kernel.
 pub(crate) fn conv_id(graph: &Graph, node: &Node) -> Option<ConvId> {
@@ -62,7 +66,8 @@ fn winograd_pays(geometry: &Geometry, x: &[Dim], weight: &[usize]) -> bool {
     let plane = &geometry.plane;
     let fits = plane.kernel == [3, 3] && plane.strides == [1, 1] && plane.dilations == [1, 1] && geometry.groups == 1;
     let pixels: Option<usize> = x[2..].iter().map(Dim::as_num).product();
-    fits && weight[0].min(weight[1]) >= WINOGRAD_CHANNELS && pixels.is_none_or(|pixels| pixels >= WINOGRAD_PIXELS)
+    let channels = weight[0].min(weight[1]) >= WINOGRAD_CHANNELS && weight[0] * weight[1] <= WINOGRAD_PAIRS;
+    fits && channels && pixels.is_none_or(|pixels| pixels >= WINOGRAD_PIXELS)
 }
 
 /// Whether a value is an f32 image with a known number of channels.
@@ -113,7 +118,13 @@ impl Compiler<'_> {
     }
 
     /// A step that reads and writes blocked images, besides plain values that it reads.
-    fn draft_image(&mut self, step: impl crate::program::Step + 'static, reads: &[ValueId], images: &[Blocked], y: Blocked) {
+    fn draft_image(
+        &mut self,
+        step: impl crate::program::Step + 'static,
+        reads: &[ValueId],
+        images: &[Blocked],
+        y: Blocked,
+    ) {
         self.draft(step, reads, &[], Deal::Own);
         images.iter().for_each(|image| self.last_reads(Memory::Scratch(image.scratch)));
         self.last_writes(Memory::Scratch(y.scratch));
@@ -136,6 +147,7 @@ impl Compiler<'_> {
                 let Some(weight) = conv_id(graph, node) else { return Ok(false) };
                 self.conv(i, x, weight)?;
             }
+            Op::Recurrent(_) => return self.recurrent(i),
             Op::Pool(op) if is_image(graph, x) && !op.indices && PoolStep::supports(op.kind) => {
                 let Some(plane) = Plane::new(&op.kernel, &op.window) else { return Ok(false) };
                 let pads_end = match op.window.pads_end[..] {
@@ -171,6 +183,28 @@ impl Compiler<'_> {
                 let x = self.blocked(x)?;
                 let y = self.new_blocked(y)?;
                 self.draft_image(JoinChannels { xs: vec![x], start, y }, &[], &[x], y);
+            }
+            Op::Resize(op) if is_image(graph, x) && is_image(graph, y) && ResizeStep::supports(op) => {
+                let shapes = (graph.tensor_type(x), graph.tensor_type(y));
+                let (Some((_, from)), Some((_, to))) = shapes else { return Ok(false) };
+                if from[..2] != to[..2] || from.len() != to.len() {
+                    return Ok(false);
+                }
+                let x = self.blocked(x)?;
+                let y = self.new_blocked(y)?;
+                self.draft_image(ResizeStep { op: op.clone(), x, y }, &[], &[x], y);
+            }
+            Op::GroupNormalization(op) if is_image(graph, x) => {
+                let (w, b) = (node.inputs.get(1).copied().flatten(), node.inputs.get(2).copied().flatten());
+                let x = self.blocked(x)?;
+                let (y, post) = self.image_activation(y);
+                let bytes = GroupNorm::statistics_bytes(self.extent_at_bounds(x.value)?);
+                let y = self.new_blocked(y)?;
+                let statistics = self.scratch("means and variances", bytes);
+                let step = GroupNorm { groups: op.groups, epsilon: op.epsilon, x, w, b, post, y, statistics };
+                let reads: Vec<ValueId> = w.into_iter().chain(b).collect();
+                self.draft_image(step, &reads, &[x], y);
+                self.last_writes(Memory::Scratch(statistics));
             }
             Op::Reshape(_) if self.is_unplain(x) => return self.reduce_pixels(x, y),
             _ => return Ok(false),
@@ -304,11 +338,11 @@ impl Compiler<'_> {
         let (reader, residual) = self.sole_addition(y)?;
         let graph = self.graph;
         let sum = graph.nodes()[reader].outputs[0];
-        let same = graph.tensor_type(sum) == graph.tensor_type(residual) && graph.tensor_type(sum) == graph.tensor_type(y);
+        let same =
+            graph.tensor_type(sum) == graph.tensor_type(residual) && graph.tensor_type(sum) == graph.tensor_type(y);
         // It must be there: computed before by a step that has been drafted, or given.
-        let made = graph.nodes()[..i].iter().enumerate().any(|(j, node)| {
-            node.outputs.contains(&residual) && !self.waits(j)
-        });
+        let made =
+            graph.nodes()[..i].iter().enumerate().any(|(j, node)| node.outputs.contains(&residual) && !self.waits(j));
         let given = !matches!(graph.value(residual).source, core_tensor::ValueSource::Node);
         (same && (made || given) && is_image(graph, residual)).then_some((reader, residual))
     }

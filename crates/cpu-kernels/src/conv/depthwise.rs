@@ -3,10 +3,10 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::Finish;
 use super::image::{BLOCK, Blocked, Extent};
 use super::packing::{ConvId, PackedConv};
 use super::tile::{Activation, Epilogue};
-use super::Finish;
 use crate::program::{RunContext, Step};
 use crate::simd::{Kernel, Simd};
 
@@ -187,7 +187,14 @@ impl Planes<'_> {
 
     /// Pixels of a row, whose windows' columns are all inside.
     #[inline(always)]
-    unsafe fn row<S: Simd, const K: usize>(&self, s: S, from: From, row: usize, rows: Range<usize>, pixels: Range<usize>) {
+    unsafe fn row<S: Simd, const K: usize>(
+        &self,
+        s: S,
+        from: From,
+        row: usize,
+        rows: Range<usize>,
+        pixels: Range<usize>,
+    ) {
         let sizes: &[usize] = if S::LANES == 16 { &[14, 7, 4, 1] } else { &[7, 4, 1] };
         let columns = 0..self.step.weight.geometry.plane.kernel[1];
         let mut ox = pixels.start;

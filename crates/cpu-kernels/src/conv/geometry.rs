@@ -94,9 +94,9 @@ impl Geometry {
         for y in 0..strides[0] {
             for x in 0..strides[1] {
                 let along = |axis: usize, first: usize| {
-                    self.seen(axis, first).into_iter().map(move |tap| {
-                        (first.cast_signed() - reach(axis, tap)) / strides[axis].cast_signed()
-                    })
+                    self.seen(axis, first)
+                        .into_iter()
+                        .map(move |tap| (first.cast_signed() - reach(axis, tap)) / strides[axis].cast_signed())
                 };
                 let rows: Vec<isize> = along(0, y).collect();
                 let columns: Vec<isize> = along(1, x).collect();

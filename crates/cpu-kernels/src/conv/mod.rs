@@ -13,6 +13,7 @@ use crate::simd::{Kernel, Simd};
 
 pub(crate) mod depthwise;
 pub(crate) mod geometry;
+pub(crate) mod group_norm;
 pub(crate) mod image;
 pub(crate) mod packing;
 pub(crate) mod pointwise;
@@ -120,7 +121,15 @@ impl Division {
         let parts = wanted.div_ceil((batch * chunks).max(1)).min(pairs).max(1);
         let pair_chunk = pairs.div_ceil(parts);
         let (chunk, chunks) = (chunk * tile, pixels.div_ceil(chunk * tile));
-        Division { columns: extent[1], pixels, chunk, chunks, pairs, pair_chunk, pair_chunks: pairs.div_ceil(pair_chunk) }
+        Division {
+            columns: extent[1],
+            pixels,
+            chunk,
+            chunks,
+            pairs,
+            pair_chunk,
+            pair_chunks: pairs.div_ceil(pair_chunk),
+        }
     }
 
     fn units(&self, batch: usize) -> usize {
@@ -165,7 +174,8 @@ impl Step for ConvStep {
                 i += 1;
             }
             let (phase, division) = (&self.phases[i], divisions[i]);
-            let (batch, unit) = (unit / (division.chunks * division.pair_chunks), unit % (division.chunks * division.pair_chunks));
+            let (batch, unit) =
+                (unit / (division.chunks * division.pair_chunks), unit % (division.chunks * division.pair_chunks));
             let (chunk, part) = (unit / division.pair_chunks, unit % division.pair_chunks);
             let image = y_extent.blocks() * y_extent.pixels() * BLOCK;
             let epilogue = Epilogue {

@@ -43,7 +43,6 @@ unsafe impl Send for PackedConv {}
 // SAFETY: as above.
 unsafe impl Sync for PackedConv {}
 
-
 /// Where the weights of sixteen output channels lie, and which input channels they meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutputBlock {

@@ -55,10 +55,7 @@ pub(crate) enum Operand {
     /// An image of the same extents.
     Image(Blocked),
     /// A plain value of one element for each channel, of each image or of all of them.
-    Channels {
-        value: ValueId,
-        per_image: bool,
-    },
+    Channels { value: ValueId, per_image: bool },
     /// A plain value of one element.
     Scalar(ValueId),
 }

@@ -239,8 +239,7 @@ impl Tile<'_> {
         if let Some(epilogue) = simple {
             if !epilogue.residual.is_null() {
                 for v in 0..VR {
-                    let residual =
-                        epilogue.residual.wrapping_add(output(v) / BLOCK * self.y_apart + output(v) % BLOCK);
+                    let residual = epilogue.residual.wrapping_add(output(v) / BLOCK * self.y_apart + output(v) % BLOCK);
                     for c in 0..NC {
                         // SAFETY: the residual has y's extents.
                         acc[v][c] = unsafe { s.f_add(acc[v][c], s.f_load(residual.add(self.at[c]))) };

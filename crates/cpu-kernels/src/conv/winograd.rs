@@ -29,15 +29,16 @@ pub(crate) fn transform_kernel(kernel: &[f32; 9]) -> [f32; POSITIONS] {
         [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
         [0.0, 0.0, 1.0],
     ];
-    std::array::from_fn(|position| {
-        let (row, column) = (position / SIDE, position % SIDE);
-        let mut sum = 0.0;
-        for y in 0..3 {
-            for x in 0..3 {
-                sum += G[row][y] * f64::from(kernel[y * 3 + x]) * G[column][x];
-            }
+    // Rows first, then columns.
+    let mut rows = [[0.0; 3]; SIDE];
+    for (row, g) in rows.iter_mut().zip(&G) {
+        for (x, value) in row.iter_mut().enumerate() {
+            *value = (0..3).map(|y| g[y] * f64::from(kernel[y * 3 + x])).sum();
         }
-        sum as f32
+    }
+    std::array::from_fn(|position| {
+        let (row, g) = (&rows[position / SIDE], &G[position % SIDE]);
+        (row[0] * g[0] + row[1] * g[1] + row[2] * g[2]) as f32
     })
 }
 
@@ -333,9 +334,8 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             let kernel = transform_kernel(self.kernel);
-            let rows: [[S::F; SIDE]; SIDE] = std::array::from_fn(|y| {
-                input_side(s, std::array::from_fn(|x| s.f_splat(self.elements[y * SIDE + x])))
-            });
+            let rows: [[S::F; SIDE]; SIDE] =
+                std::array::from_fn(|y| input_side(s, std::array::from_fn(|x| s.f_splat(self.elements[y * SIDE + x]))));
             let columns: [[S::F; RESULTS]; SIDE] = std::array::from_fn(|x| {
                 let column = input_side(s, std::array::from_fn(|y| rows[y][x]));
                 output_side(s, std::array::from_fn(|y| s.f_mul(column[y], s.f_splat(kernel[y * SIDE + x]))))
@@ -358,8 +358,7 @@ mod tests {
             level.run(Whole { elements: &elements, kernel: &kernel, results: &mut results });
             for (i, found) in results.into_iter().enumerate() {
                 let (y, x) = (i / RESULTS, i % RESULTS);
-                let expected: f32 =
-                    (0..9).map(|tap| kernel[tap] * elements[(y + tap / 3) * SIDE + x + tap % 3]).sum();
+                let expected: f32 = (0..9).map(|tap| kernel[tap] * elements[(y + tap / 3) * SIDE + x + tap % 3]).sum();
                 assert!((found - expected).abs() < 1e-5, "{level} {i}: {found} {expected}");
             }
         }
