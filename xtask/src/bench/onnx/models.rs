@@ -76,16 +76,17 @@ pub(super) const ALL: &[BenchModel] = &[
     model("ocr-cls", Origin::Fetched("pp-ocr-cls"), Family::ConvNet, &["x:image:1x3x48x192"]),
 ];
 
-/// The models of a comma-separated list, in which `minilm-f32` means all that begin with `minilm-f32-`, too; without one, all.
+/// The models of a comma-separated list, in which `minilm-f32`, being the name of none, means all that begin with `minilm-f32-`; without one, all.
 pub(super) fn named(list: Option<&str>) -> Result<Vec<&'static BenchModel>, String> {
     let Some(list) = list else {
         return Ok(ALL.iter().collect());
     };
     let mut found: Vec<&BenchModel> = Vec::new();
     for name in list.split(',') {
-        let meant = |model: &BenchModel| {
-            let rest = model.name.strip_prefix(name);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        let exact = ALL.iter().any(|model| model.name == name);
+        let meant = |model: &BenchModel| match model.name.strip_prefix(name) {
+            Some(rest) => rest.is_empty() || (!exact && rest.starts_with('-')),
+            None => false,
         };
         let before = found.len();
         found.extend(ALL.iter().filter(|model| meant(model)));
@@ -94,7 +95,7 @@ pub(super) fn named(list: Option<&str>) -> Result<Vec<&'static BenchModel>, Stri
             return Err(format!("no model {name}; there is {}", known.join(", ")));
         }
     }
-    // Named twice, or once by itself and once with others.
+    // One may be named by itself and among others.
     let mut seen: Vec<&str> = Vec::new();
     found.retain(|model| {
         !seen.contains(&model.name) && {
@@ -150,11 +151,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_stands_for_itself_and_for_its_variants_and_none_is_taken_twice() {
+    fn a_name_stands_for_itself_or_for_its_variants_and_none_is_taken_twice() {
         let names = |list| named(Some(list)).map(|models| models.iter().map(|model| model.name).collect::<Vec<_>>());
         assert_eq!(names("minilm-f32").unwrap(), ["minilm-f32-b1", "minilm-f32-b8"]);
         assert_eq!(names("resnet50-bn,resnet50").unwrap(), ["resnet50-bn", "resnet50"]);
-        assert_eq!(names("ocr-det").unwrap(), ["ocr-det"]);
+        assert_eq!(names("minilm-f32-b8,minilm-f32").unwrap(), ["minilm-f32-b8", "minilm-f32-b1"]);
+        assert_eq!(names("silero-vad").unwrap(), ["silero-vad"]);
         assert!(names("mini").unwrap_err().contains("no model mini; there is minilm-f32-b1"));
         assert_eq!(named(None).unwrap().len(), ALL.len());
     }
