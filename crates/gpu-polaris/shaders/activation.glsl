@@ -1,4 +1,4 @@
-// Element-wise functions, numbered as `gpu_polaris::elementwise::unary_code` numbers them.
+// Element-wise functions that other kernels apply on their way, numbered as `gpu_polaris::elementwise::Function` numbers them.
 
 // Abramowitz and Stegun 7.1.26 is not near enough: Cody's rational approximations in three ranges (W. J. Cody, Math. Comp. 23, 1969).
 float erf_near(float x) {
@@ -28,7 +28,8 @@ float tanh_near(float x) {
   return sign(x) * (1.0 - e) / (1.0 + e);
 }
 
-float apply_unary(uint code, float x) {
+// A function with its parameters.
+float apply_function(uint code, float x, float p, float q) {
   switch (code) {
     case 0u: return -x;
     case 1u: return abs(x);
@@ -42,6 +43,14 @@ float apply_unary(uint code, float x) {
     case 9u: return x / (1.0 + exp(-x));
     case 10u: return 0.5 * x * (1.0 + erf_near(x * 0.70710678118654752));
     case 11u: return 0.5 * x * (1.0 + tanh_near(0.79788456080286536 * (x + 0.044715 * x * x * x)));
-    default: return x / (1.0 + exp(-1.702 * x));
+    case 12u: return x / (1.0 + exp(-1.702 * x));
+    case 32u: return x * clamp(x / 6.0 + 0.5, 0.0, 1.0);
+    case 33u: return clamp(p * x + q, 0.0, 1.0);
+    case 34u: return x < 0.0 ? p * x : x;
+    case 40u: return isnan(x) ? x : min(max(x, p), q);
+    default: return x / (1.0 + exp(-p * x));
   }
 }
+
+// A function that has no parameters.
+float apply_unary(uint code, float x) { return apply_function(code, x, 0.0, 0.0); }

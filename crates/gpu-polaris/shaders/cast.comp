@@ -1,36 +1,31 @@
 #version 460
-//@ gcn4 spec 0=256
-//@ each FROM,TO = 0,1 0,2 0,3 1,0 1,2 1,3 2,0 2,1 2,3 3,0 3,1 3,2
-// Between f32 (0), f16 (1), bf16 (2) and i32 (3).
+//@ gcn4 spec 0=256 1=1 2=0
+//@ gcn4 spec 0=256 1=4 2=0
+//@ gcn4 spec 0=256 1=0 2=1
+// Between f32 (0), f16 (1), bf16 (2), i32 (3), i64 (4), u8 (5), i8 (6), bool (7) and u32 (8); the negation of bool (9). Elements are made four at
+// once, since what is smaller than a word lies in parts of one.
+#extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 #include "step.glsl"
+layout(constant_id = 1) const uint FROM = 0;
+layout(constant_id = 2) const uint TO = 0;
 layout(push_constant) uniform Push { uint count; };
-#if FROM == 0
-#define IN uint
-#elif FROM == 3
-#define IN int
-#else
-#define IN uint16_t
-#endif
-#if TO == 0
-#define OUT float
-#elif TO == 3
-#define OUT int
-#else
-#define OUT uint16_t
-#endif
-layout(set = 0, binding = 1, std430) readonly buffer X { IN x[]; };
-layout(set = 0, binding = 2, std430) writeonly buffer Y { OUT y[]; };
+layout(set = 0, binding = 1, std430) readonly buffer X { uint x[]; };
+layout(set = 0, binding = 2, std430) writeonly buffer Y { uint y[]; };
 
-float read(uint i) {
-#if FROM == 0
-  return uintBitsToFloat(x[i]);
-#elif FROM == 1
-  return unpackHalf2x16(uint(x[i])).x;
-#elif FROM == 2
-  return uintBitsToFloat(uint(x[i]) << 16);
-#else
-  return float(x[i]);
-#endif
+const bool FROM_FLOAT = FROM < 3u;
+
+float float_at(uint i) {
+  if (FROM == 0u) return uintBitsToFloat(x[i]);
+  const uint v = (x[i >> 1] >> (16u * (i & 1u))) & 0xffffu;
+  return FROM == 1u ? unpackHalf2x16(v).x : uintBitsToFloat(v << 16);
+}
+
+int64_t int_at(uint i) {
+  if (FROM == 3u) return int64_t(int(x[i]));
+  if (FROM == 4u) return packInt2x32(ivec2(int(x[2u * i]), int(x[2u * i + 1u])));
+  if (FROM == 8u) return int64_t(x[i]);
+  const uint word = x[i >> 2], shift = 8u * (i & 3u);
+  return FROM == 6u ? int64_t(bitfieldExtract(int(word), int(shift), 8)) : int64_t((word >> shift) & 0xffu);
 }
 
 // Rounded to the nearest, halves to even, whatever the device's own conversion does.
@@ -53,18 +48,50 @@ uint to_bfloat(float v) {
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
 
+// As floats become integers: towards zero, to the nearest that there is; no number becomes 0.
+int64_t truncated(float v) {
+  if (isnan(v)) return 0l;
+  const float low = TO == 5u || TO == 8u ? 0.0 : TO == 6u ? -128.0 : TO == 3u ? -2147483648.0 : -9223372036854775808.0;
+  const float high = TO == 5u ? 255.0 : TO == 6u ? 127.0 : TO == 8u ? 4294967296.0 : TO == 3u ? 2147483648.0 : 9223372036854775808.0;
+  const int64_t most = TO == 8u ? 0xffffffffl : TO == 3u ? 0x7fffffffl : TO == 4u ? 0x7fffffffffffffffl : int64_t(high);
+  if (v >= high) return most;
+  return v <= low ? int64_t(low) : int64_t(v);
+}
+
+// The bits of an element of TO; the upper word of 64.
+uint bits_at(uint i, out uint upper) {
+  upper = 0u;
+  if (TO >= 7u && TO != 8u) {
+    const bool set = FROM_FLOAT ? float_at(i) != 0.0 : int_at(i) != 0l;
+    return uint(set != (TO == 9u));
+  }
+  if (TO < 3u) {
+    const float v = FROM_FLOAT ? float_at(i) : FROM == 3u ? float(int(x[i])) : float(int_at(i));
+    return TO == 0u ? floatBitsToUint(v) : TO == 1u ? to_half(v) : to_bfloat(v);
+  }
+  const ivec2 words = unpack32(FROM_FLOAT ? truncated(float_at(i)) : int_at(i));
+  upper = uint(words.y);
+  return uint(words.x);
+}
+
 void main() {
   const uint n = extent(count);
-  for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) {
-#if TO == 0
-    y[i] = read(i);
-#elif TO == 1
-    y[i] = uint16_t(to_half(read(i)));
-#elif TO == 2
-    y[i] = uint16_t(to_bfloat(read(i)));
-#else
-    const float v = read(i);
-    y[i] = isnan(v) ? 0 : v >= 2147483648.0 ? 2147483647 : v <= -2147483648.0 ? int(0x80000000) : int(v);
-#endif
+  for (uint group = gl_GlobalInvocationID.x; group * 4u < n; group += gl_NumWorkGroups.x * WG) {
+    uint word = 0u, upper;
+    [[unroll]] for (uint e = 0u; e < 4u; ++e) {
+      const uint i = group * 4u + e;
+      const uint bits = bits_at(min(i, n - 1u), upper);
+      if (TO == 4u) {
+        if (i < n) { y[2u * i] = bits; y[2u * i + 1u] = upper; }
+      } else if (TO == 1u || TO == 2u) {
+        word = (e & 1u) == 0u ? bits : word | bits << 16;
+        if ((e & 1u) == 1u) y[group * 2u + e / 2u] = word;
+      } else if (TO == 0u || TO == 3u || TO == 8u) {
+        if (i < n) y[i] = bits;
+      } else {
+        word |= (bits & 0xffu) << (8u * e);
+        if (e == 3u) y[group] = word;
+      }
+    }
   }
 }

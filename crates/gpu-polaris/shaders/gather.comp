@@ -5,6 +5,7 @@
 #include "step.glsl"
 #include "formats.glsl"
 #include "weights.glsl"
+#include "indices.glsl"
 
 layout(push_constant) uniform Push {
   uint count;      // indices: extent
@@ -15,25 +16,16 @@ layout(push_constant) uniform Push {
   uint here;       // rows of these weights
 };
 
-layout(set = 0, binding = 5, std430) readonly buffer Indices { int indices[]; };
 layout(set = 0, binding = 6, std430) writeonly buffer Y { float y[]; };
-// Told to the host when an index is out of range: 1, the index, the number of rows.
-layout(set = 0, binding = 7, std430) buffer Status { uint status[]; };
 
 void main() {
   const uint n = extent(count) * blocks;
   for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) {
     const uint token = i / blocks, b = i % blocks;
-    const int index = indices[token];
-    if (index < 0 || uint(index) >= table_rows) {
-      if (b == 0u && first == 0u && atomicCompSwap(status[0], 0u, 1u) == 0u) {
-        status[1] = uint(index);
-        status[2] = table_rows;
-      }
-      continue;
-    }
-    const uint row = uint(index) - first;
-    if (uint(index) < first || row >= here) continue;
+    uint index;
+    if (!index_at(token, table_rows, b == 0u && first == 0u, index)) continue;
+    const uint row = index - first;
+    if (index < first || row >= here) continue;
     const Block w = load_block(row >> 6, b, 0u, blocks, row & 63u);
     const uint at = token * width + b * 32u;
     [[unroll]] for (uint k = 0u; k < 32u; ++k) if (b * 32u + k < width) y[at + k] = weight_at(w, k);

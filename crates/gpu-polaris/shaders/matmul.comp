@@ -34,12 +34,16 @@
 #include "weights.glsl"
 #include "activation.glsl"
 
-// 1: + bias[row]; 2: + residual[column][row].
+// 1: + bias[row]; 2: + residual[column][row]; 4: the activation comes before the residual, and not after it.
 layout(constant_id = 1) const uint EPILOGUE = 0;
 // Other than 0: rows of tiles 2i and 2i + 1 are gate and up; the result is activation(gate) * up (code + 1).
 layout(constant_id = 2) const uint GATED = 0;
 // Sums of blocks of X that fit: for weights with a least value.
 layout(constant_id = 3) const uint SUMS = 1;
+// Whether there are several matrices, as many as the grid is deep.
+layout(constant_id = 4) const uint BATCHED = 0;
+// Other than 0: the code of a function of the result, plus 1.
+layout(constant_id = 5) const uint ACTIVATION = 0;
 
 layout(push_constant) uniform Push {
   uint rows;        // of Y that these weights give: extent
@@ -48,6 +52,11 @@ layout(push_constant) uniform Push {
   uint columns;     // rows of X: extent
   uint block_count; // of 32 along k: extent
   uint tile_count;  // of 64 rows: extent
+  float p;          // of the activation
+  float q;
+  uint x_matrix;    // tiles of columns from one matrix of X to the next: extent
+  uint w_matrix;    // tiles of rows from one matrix of W to the next: extent
+  uint y_matrix;    // floats from one matrix of Y to the next: extent
 };
 
 // 8 floats a load: the scalar unit takes them at once.
@@ -75,7 +84,9 @@ void eight(uint i, out float v[8]) {
 
 void store(uint row, uint at, float v) {
   if ((EPILOGUE & 1u) != 0u) v += bias[row_offset + row];
+  if (ACTIVATION != 0u && (EPILOGUE & 4u) != 0u) v = apply_function(ACTIVATION - 1u, v, p, q);
   if ((EPILOGUE & 2u) != 0u) v += residual[at + row];
+  if (ACTIVATION != 0u && (EPILOGUE & 4u) == 0u) v = apply_function(ACTIVATION - 1u, v, p, q);
   y[at + row] = v;
 }
 
@@ -84,6 +95,8 @@ void main() {
   const uint lane = tid & 63u;
   const uint tile0 = gl_WorkGroupID.x * R;
   const uint blocks = extent(block_count), tiles = extent(tile_count);
+  const uint matrix = BATCHED != 0u ? gl_WorkGroupID.z : 0u;
+  const uint x0 = matrix * extent(x_matrix), w0 = matrix * extent(w_matrix);
   float sum[R][C];
   [[unroll]] for (uint r = 0u; r < R; ++r) [[unroll]] for (uint c = 0u; c < C; ++c) sum[r][c] = 0.0;
 
@@ -93,7 +106,7 @@ void main() {
     float s = 0.0;
     [[unroll]] for (uint j = 0u; j < 4u; ++j) {
       float v[8];
-      eight(b * 4u + j, v);
+      eight((x0 * blocks + b) * 4u + j, v);
       s += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
     }
     sums[b] = s;
@@ -110,13 +123,13 @@ void main() {
   for (uint p = first * PARTS; p < last * PARTS; ++p) {
     const uint b = p / PARTS;
     Block w[R];
-    [[unroll]] for (uint r = 0u; r < R; ++r) w[r] = load_block(min(tile0 + r, tiles - 1u), b, p % PARTS, blocks, lane);
+    [[unroll]] for (uint r = 0u; r < R; ++r) w[r] = load_block(w0 + min(tile0 + r, tiles - 1u), b, p % PARTS, blocks, lane);
 #if C == 1
     float s[R], s1[R];
     [[unroll]] for (uint r = 0u; r < R; ++r) { s[r] = 0.0; s1[r] = 0.0; }
     [[unroll]] for (uint j = 0u; j < 4u; ++j) {
       float v[8];
-      eight(b * 4u + j, v);
+      eight((x0 * blocks + b) * 4u + j, v);
       [[unroll]] for (uint r = 0u; r < R; ++r) [[unroll]] for (uint i = 0u; i < 8u; ++i) {
 #if WEIGHT == Q6_K
         if (j >= 2u) s1[r] += raw_weight(w[r], j * 8u + i) * v[i]; else
@@ -138,7 +151,7 @@ void main() {
 #endif
     }
 #else
-    const uint base = (gl_WorkGroupID.y * blocks * PARTS + p) * (PART_WEIGHTS * C / 8u);
+    const uint base = ((x0 + gl_WorkGroupID.y) * blocks * PARTS + p) * (PART_WEIGHTS * C / 8u);
     [[unroll]] for (uint k = 0u; k < PART_WEIGHTS; k += (C < 8 ? 8u / C : 1u)) {
       float v[C < 8 ? 8 : C];
       [[unroll]] for (uint j = 0u; j < (C < 8 ? 1 : C / 8); ++j) {
@@ -169,7 +182,7 @@ void main() {
   const uint column0 = gl_WorkGroupID.y * C;
   const uint columns_here = C == 1 ? 1u : min(extent(columns) - column0, C);
   const uint here = extent(rows), stride = extent(y_stride);
-  uint at = column0 * stride + row_offset;
+  uint at = matrix * extent(y_matrix) + column0 * stride + row_offset;
   [[unroll]] for (uint c = 0u; c < C; ++c) {
     if (c >= columns_here) return;
 #if R == 2 || R == 4

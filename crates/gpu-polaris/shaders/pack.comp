@@ -6,7 +6,8 @@
 #include "activation.glsl"
 
 // 0: as they are; 1: times the factor of the row and w[k]; 2: activation(gate) * up; 3: the same, where gate and up lie in one
-// row as a gated pair of matrices gives them: 64 of one, 64 of the other.
+// row as a gated pair of matrices gives them: 64 of one, 64 of the other; 4: a function of them; 5: less the row's mean, times its factor and w[k],
+// plus up[k].
 layout(constant_id = 1) const uint MODE = 0;
 layout(constant_id = 2) const uint ACTIVATION = 0;
 
@@ -15,6 +16,8 @@ layout(push_constant) uniform Push {
   uint width;   // of a row of X (of the gate)
   uint padded;  // the same in whole blocks
   uint stride;  // floats from row to row of X
+  float p;      // of the function
+  float q;
 };
 
 layout(set = 0, binding = 1, std430) readonly buffer X { float x[]; };
@@ -33,6 +36,8 @@ float value(uint row, uint k) {
   }
   const uint at = row * stride + k;
   if (MODE == 1u) return x[at] * factor[row] * w[k];
+  if (MODE == 4u) return apply_function(ACTIVATION, x[at], p, q);
+  if (MODE == 5u) return (x[at] - factor[2u * row]) * factor[2u * row + 1u] * w[k] + up[k];
   if (MODE == 2u) return apply_unary(ACTIVATION, x[at]) * up[at];
   return x[at];
 }
@@ -40,13 +45,14 @@ float value(uint row, uint k) {
 // A workgroup of 64 threads takes 64 elements along k of C rows.
 void main() {
   const uint lane = gl_LocalInvocationID.x, k0 = gl_WorkGroupID.x * 64u, row0 = gl_WorkGroupID.y * C;
-  const uint n = extent(rows), k = k0 + lane;
+  // Of several matrices each has tiles of its own.
+  const uint n = extent(rows), k = k0 + lane, first = gl_WorkGroupID.z * n;
   [[unroll]] for (uint c = 0u; c < C; ++c) {
     const bool inside = row0 + c < n && k < width;
-    tile[lane * (C + 1u) + c] = inside ? value(row0 + c, k) : 0.0;
+    tile[lane * (C + 1u) + c] = inside ? value(first + row0 + c, k) : 0.0;
   }
   barrier();
-  const uint base = (gl_WorkGroupID.y * padded + k0) * C;
+  const uint base = ((gl_WorkGroupID.z * gl_NumWorkGroups.y + gl_WorkGroupID.y) * padded + k0) * C;
   [[unroll]] for (uint j = 0u; j < C; ++j) {
     const uint i = j * 64u + lane;
     if (k0 + i / C < padded) y[base + i] = tile[(i / C) * (C + 1u) + i % C];

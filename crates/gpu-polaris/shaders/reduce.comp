@@ -2,11 +2,14 @@
 //@ gcn4 spec 0=256 1=0
 //@ gcn4 spec 0=256 1=1
 //@ gcn4 spec 0=256 1=4
+//@ gcn4 spec 0=64 1=2
+//@ gcn4 spec 0=256 1=11
 // Reductions along the last extent: a workgroup a row.
 #include "step.glsl"
 #include "reduce.glsl"
 
-// 0: softmax; 1: sum; 2: mean; 3: largest; 4: index of the largest.
+// 0: softmax; 1: sum; 2: mean; 3: largest; 4: index of the largest; 5: smallest; 6: product; 7: sum of magnitudes; 8: root of the sum of squares;
+// 9: sum of squares; 10: logarithm of the sum; 11: logarithm of the sum of exponentials; 12: logarithm of the softmax.
 layout(constant_id = 1) const uint KIND = 0;
 layout(push_constant) uniform Push {
   uint rows;  // extent
@@ -52,23 +55,39 @@ void main() {
       arg_max(row, at, n, tid);
       continue;
     }
-    float r = KIND == 0u || KIND == 3u ? LEAST : 0.0;
+    // Of exponentials the largest comes first: less than it, none overflows.
+    const bool exponentials = KIND == 0u || KIND == 11u || KIND == 12u, largest = exponentials || KIND == 3u;
+    float r = largest ? LEAST : KIND == 5u ? -LEAST : KIND == 6u ? 1.0 : 0.0;
     for (uint i = tid; i < n; i += WG) {
       const float v = x[at + i];
-      r = KIND == 0u || KIND == 3u ? (v > r ? v : r) : r + v;
+      if (largest) r = v > r ? v : r;
+      else if (KIND == 5u) r = v < r ? v : r;
+      else if (KIND == 6u) r *= v;
+      else r += KIND == 7u ? abs(v) : KIND == 8u || KIND == 9u ? v * v : v;
     }
-    if (KIND == 1u || KIND == 2u) {
-      const float sum = workgroup_sum(r);
-      if (tid == 0u) y[row] = KIND == 1u ? sum : sum / float(n);
-    } else if (KIND == 3u) {
-      const float most = workgroup_max(r);
-      if (tid == 0u) y[row] = most;
+    if (largest) {
+      r = workgroup_max(r);
+    } else if (KIND == 5u) {
+      r = -workgroup_max(-r);
+    } else if (KIND == 6u) {
+      r = workgroup_product(r);
     } else {
-      const float most = workgroup_max(r);
+      r = workgroup_sum(r);
+    }
+    if (exponentials) {
       float sum = 0.0;
-      for (uint i = tid; i < n; i += WG) sum += exp(x[at + i] - most);
+      for (uint i = tid; i < n; i += WG) sum += exp(x[at + i] - r);
       sum = workgroup_sum(sum);
-      for (uint i = tid; i < n; i += WG) y[at + i] = exp(x[at + i] - most) / sum;
+      if (KIND == 0u) {
+        for (uint i = tid; i < n; i += WG) y[at + i] = exp(x[at + i] - r) / sum;
+      } else if (KIND == 12u) {
+        const float l = log(sum);
+        for (uint i = tid; i < n; i += WG) y[at + i] = x[at + i] - r - l;
+      } else if (tid == 0u) {
+        y[row] = isinf(r) ? r : r + log(sum);
+      }
+    } else if (tid == 0u) {
+      y[row] = KIND == 2u ? r / float(n) : KIND == 8u ? sqrt(r) : KIND == 10u ? log(r) : r;
     }
     barrier();
   }

@@ -23,3 +23,14 @@ float workgroup_max(float x) {
   for (uint i = 1u; i < gl_NumSubgroups; ++i) m = max(m, reduce_part[i]);
   return m;
 }
+
+float workgroup_product(float x) {
+  const float s = subgroupMul(x);
+  if (gl_NumSubgroups == 1u) return s;
+  barrier();
+  if (subgroupElect()) reduce_part[gl_SubgroupID] = s;
+  barrier();
+  float product = 1.0;
+  for (uint i = 0u; i < gl_NumSubgroups; ++i) product *= reduce_part[i];
+  return product;
+}

@@ -1,33 +1,38 @@
 #version 460
 //@ gcn4 spec 0=256
-//@ each WORD = uint uint16_t
-// Rows of a value or of a plain table, word by word.
+//@ each TABLE = 0 1 2
+// Elements of a value or of a plain table along one extent, word by word (0); those of f16 (1) and bf16 (2) as f32.
 #include "step.glsl"
+#include "indices.glsl"
 
 layout(push_constant) uniform Push {
   uint count;      // indices: extent
-  uint table_rows; // rows that there are: extent
+  uint table_rows; // what they count: extent
   uint width;      // words of a row: extent
+  uint outer;      // tables, one after the other: extent
 };
 
-layout(set = 0, binding = 1, std430) readonly buffer Table { WORD table[]; };
-layout(set = 0, binding = 5, std430) readonly buffer Indices { int indices[]; };
-layout(set = 0, binding = 6, std430) writeonly buffer Y { WORD y[]; };
-layout(set = 0, binding = 7, std430) buffer Status { uint status[]; };
+#if TABLE == 0
+layout(set = 0, binding = 1, std430) readonly buffer Table { uint table[]; };
+#else
+layout(set = 0, binding = 1, std430) readonly buffer Table { uint16_t table[]; };
+#endif
+layout(set = 0, binding = 6, std430) writeonly buffer Y { uint y[]; };
 
 void main() {
-  const uint w = extent(width), rows = extent(table_rows);
-  const uint n = extent(count) * w;
+  const uint w = extent(width), rows = extent(table_rows), tokens = extent(count);
+  const uint n = extent(outer) * tokens * w;
   for (uint i = gl_GlobalInvocationID.x; i < n; i += gl_NumWorkGroups.x * WG) {
-    const uint token = i / w, column = i % w;
-    const int index = indices[token];
-    if (index < 0 || uint(index) >= rows) {
-      if (column == 0u && atomicCompSwap(status[0], 0u, 1u) == 0u) {
-        status[1] = uint(index);
-        status[2] = rows;
-      }
-      continue;
-    }
-    y[i] = table[uint(index) * w + column];
+    const uint line = i / w, column = i % w, token = line % tokens, table_number = line / tokens;
+    uint row;
+    if (!index_at(token, rows, i == token * w, row)) continue;
+    const uint at = (table_number * rows + row) * w + column;
+#if TABLE == 0
+    y[i] = table[at];
+#elif TABLE == 1
+    y[i] = floatBitsToUint(unpackHalf2x16(uint(table[at])).x);
+#else
+    y[i] = uint(table[at]) << 16;
+#endif
   }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use core_tensor::op::{MatMul, Op};
+use core_tensor::op::{Gather, MatMul, Op};
 use core_tensor::{Graph, Node, ValueId};
 
+use crate::filters::{Filter, FilterKey};
 use crate::layout::Format;
 
 /// A matrix on the device.
@@ -22,6 +23,8 @@ pub(crate) struct MatrixKey {
 pub(crate) struct Analysis {
     /// Matrices in the tiled layout.
     pub(crate) matrices: BTreeSet<MatrixKey>,
+    /// Weights of convolutions.
+    pub(crate) filters: BTreeSet<FilterKey>,
     /// Weights that kernels read as they are stored.
     pub(crate) plain: BTreeSet<ValueId>,
     /// For a gated activation whose products are computed as one: the gate's and the up side's product.
@@ -47,10 +50,17 @@ pub(crate) fn producer(graph: &Graph, id: ValueId) -> Option<&Node> {
     graph.nodes().iter().find(|node| node.outputs.first() == Some(&id))
 }
 
-/// Whether a weight is gathered from in the tiled layout.
-pub(crate) fn is_table(graph: &Graph, id: ValueId) -> bool {
-    graph.weight_of(id).is_some()
+/// Whether rows of a weight are gathered from the tiled layout.
+pub(crate) fn is_table(graph: &Graph, op: Gather, id: ValueId) -> bool {
+    (op.axis == 0 || op.axis == -2)
+        && graph.weight_of(id).is_some()
         && graph.tensor_type(id).is_some_and(|(dtype, shape)| Format::of(dtype).is_some() && shape.len() == 2)
+}
+
+/// Whether a weight is one matrix of a format that products read.
+pub(crate) fn is_matrix(graph: &Graph, id: ValueId) -> bool {
+    graph.weight_of(id).is_some()
+        && graph.tensor_type(id).is_some_and(|(dtype, shape)| shape.len() == 2 && Format::of(dtype).is_some())
 }
 
 impl Analysis {
@@ -69,13 +79,16 @@ impl Analysis {
             for (at, id) in node.inputs.iter().enumerate() {
                 let Some(id) = id.filter(|id| graph.weight_of(*id).is_some()) else { continue };
                 match &node.op {
-                    Op::MatMul(MatMul { transpose_b }) if at == 1 => {
+                    Op::MatMul(MatMul { transpose_b }) if at == 1 && is_matrix(graph, id) => {
                         if !node.outputs.first().is_some_and(|y| paired.contains(y)) {
                             analysis.matrices.insert(MatrixKey { weight: id, up: None, transposed: !transpose_b });
                         }
                     }
-                    Op::Gather(_) if at == 0 && is_table(graph, id) => {
+                    Op::Gather(op) if at == 0 && is_table(graph, *op, id) => {
                         analysis.matrices.insert(MatrixKey { weight: id, up: None, transposed: false });
+                    }
+                    Op::Conv(_) | Op::ConvTranspose(_) if at == 1 => {
+                        analysis.filters.extend(FilterKey::of(graph, node).filter(|key| Filter::of(graph, *key).is_some()));
                     }
                     // The host computes with frequency factors.
                     Op::RotaryEmbedding(_) if at == 2 => {}

@@ -18,6 +18,7 @@ mod barrier;
 mod compile;
 mod elementwise;
 pub mod estimate;
+mod filters;
 mod layout;
 mod matmul;
 mod plan;
@@ -29,6 +30,7 @@ mod shader;
 mod state;
 mod step;
 pub mod vk;
+mod walk;
 mod weights;
 
 pub use backend::VulkanBackend;

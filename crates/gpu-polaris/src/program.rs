@@ -225,15 +225,12 @@ impl GpuProgram {
                 });
             }
         }
-        // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does.
-        for (id, largest) in self.parts.graph.value_ids().zip(&self.parts.compiled.largest) {
-            let Some((_, shape)) = self.parts.graph.tensor_type(id) else { continue };
-            if shape.iter().all(|dim| !matches!(dim, core_tensor::Dim::Expr(_))) {
-                continue;
-            }
-            let mut all = self.parts.bounds.clone();
-            bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
-            let shape = eval_shape(shape, &all).map_err(core_tensor::GraphError::from)?;
+        // Within the bounds of its symbols an extent may still exceed what it is at the bounds: `512 - tokens` does. And what symbols leave open of
+        // the rules of shapes, on which kernels rely, is known now.
+        let mut all = self.parts.bounds.clone();
+        bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
+        let extents = self.parts.graph.extents(&all)?;
+        for (id, (shape, largest)) in self.parts.graph.value_ids().zip(extents.iter().zip(&self.parts.compiled.largest)) {
             if shape.iter().zip(largest).any(|(extent, largest)| extent > largest) {
                 let reason = format!("extents {shape:?} exceed the {largest:?} the program was compiled for");
                 return Err(BackendError::Bound { symbol: self.parts.graph.value(id).name.clone(), reason });
@@ -325,8 +322,8 @@ impl GpuProgram {
         if word(0) == 0 {
             return Ok(());
         }
-        let index = i64::from(word(1).cast_signed());
-        Err(OpError::Index { what: "rows to gather", index, len: word(2) as usize }.into())
+        let index = (u64::from(word(2)) << 32 | u64::from(word(1))).cast_signed();
+        Err(OpError::Index { what: "rows to gather", index, len: word(3) as usize }.into())
     }
 
     /// Fills the arena's guards, or looks whether they are as they were.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use core_tensor::{BackendError, DType, Graph, Progress, ValueId, Weight, WeightError, Weights};
 
 use crate::analysis::{Analysis, MatrixKey};
+use crate::filters::{Filter, FilterKey, PlacedFilter};
 use crate::layout::{BLOCK, Format, TILE, TileMut, pack_row};
 use crate::vk::{DeviceBuffer, Gpu, Limits, Uploader};
 
@@ -59,6 +60,7 @@ impl Matrix {
 pub(crate) struct WeightPlan {
     pub(crate) analysis: Analysis,
     pub(crate) matrices: BTreeMap<MatrixKey, Matrix>,
+    pub(crate) filters: BTreeMap<FilterKey, PlacedFilter>,
     pub(crate) plain: BTreeMap<ValueId, Extent>,
     /// Bytes of each arena.
     pub(crate) arenas: Vec<u64>,
@@ -116,6 +118,17 @@ impl WeightPlan {
         for key in &analysis.matrices {
             matrices.insert(*key, plan_matrix(device, limits, graph, *key, &mut planner)?);
         }
+        let mut filters = BTreeMap::new();
+        for key in &analysis.filters {
+            let filter = Filter::found(graph, *key)?;
+            let len = filter.byte_len().map_or(u64::MAX, |len| len as u64);
+            if len > limits.max_range.min(planner.limit - ALIGNMENT) {
+                return Err(too_large(device, limits, graph, key.weight, len));
+            }
+            // Scalar loads take 32 bytes at once.
+            let extent = planner.take(len.max(32).next_multiple_of(32));
+            filters.insert(*key, PlacedFilter { filter, extent });
+        }
         let mut plain = BTreeMap::new();
         for id in &analysis.plain {
             let Some(weight) = graph.weight_of(*id) else { continue };
@@ -127,7 +140,7 @@ impl WeightPlan {
         }
         let limit = planner.limit;
         let arenas = planner.arenas.into_iter().map(|bytes| bytes.min(limit)).collect();
-        Ok(WeightPlan { analysis, matrices, plain, arenas })
+        Ok(WeightPlan { analysis, matrices, filters, plain, arenas })
     }
 }
 
@@ -159,6 +172,24 @@ impl GpuWeights {
         let mut uploader = Uploader::new(&self.gpu)?;
         for (key, matrix) in &self.plan.matrices {
             self.stream_matrix(*key, matrix, &mut uploader, &mut tell)?;
+        }
+        for (key, PlacedFilter { filter, extent }) in &self.plan.filters {
+            let Some(weight) = self.graph.weight_of(key.weight) else { continue };
+            let name = &self.graph.value(key.weight).name;
+            let tensor = weight.to_tensor().map_err(failed(name))?;
+            let values = tensor.to_f32().map_err(core_tensor::op::OpError::from)?;
+            let mut at = extent.offset;
+            for bytes in filter.tiles_of(&values) {
+                for piece in bytes.chunks(Uploader::CAPACITY) {
+                    uploader.write(&self.arenas[extent.arena], at, piece.len(), |out| {
+                        out.copy_from_slice(piece);
+                        Ok::<(), BackendError>(())
+                    })?;
+                    at += piece.len() as u64;
+                }
+            }
+            tell(weight.byte_len() as u64)?;
+            weight.release_rows(0..weight.row_count());
         }
         for (id, extent) in &self.plan.plain {
             let (Some(weight), name) = (self.graph.weight_of(*id), &self.graph.value(*id).name) else { continue };

@@ -25,6 +25,8 @@ pub(crate) struct Case {
     pub(crate) tolerance: f64,
     /// The same, for 8-bit activations compared with f32.
     pub(crate) rounding: f64,
+    /// Whether every backend must run it, even those that may refuse nodes.
+    pub(crate) everywhere: bool,
 }
 
 /// Everything that a model needs to run.
@@ -53,7 +55,15 @@ impl Loaded {
 impl Case {
     /// A case without states, at the bound of kernels.
     pub(crate) fn new(graph: Graph, bounds: Bindings, steps: Vec<Vec<Tensor>>) -> Case {
-        Case { graph: Arc::new(graph), bounds, slots: 1, steps, tolerance: KERNEL, rounding: EIGHT_BITS }
+        Case {
+            graph: Arc::new(graph),
+            bounds,
+            slots: 1,
+            steps,
+            tolerance: KERNEL,
+            rounding: EIGHT_BITS,
+            everywhere: false,
+        }
     }
 
     pub(crate) fn exact(mut self) -> Case {
@@ -63,6 +73,12 @@ impl Case {
 
     pub(crate) fn within(mut self, tolerance: f64) -> Case {
         self.tolerance = tolerance;
+        self
+    }
+
+    /// No backend may refuse it.
+    pub(crate) fn everywhere(mut self) -> Case {
+        self.everywhere = true;
         self
     }
 
@@ -108,6 +124,9 @@ impl Case {
             let name = candidate.backend.description();
             let refused = self.graph.nodes().iter().any(|node| candidate.backend.supports(&self.graph, node).is_err());
             if candidate.partial && refused {
+                let why = |node| candidate.backend.supports(&self.graph, node).err();
+                let why: Vec<String> = self.graph.nodes().iter().filter_map(why).collect();
+                assert!(!self.everywhere, "{name} refuses nodes: {why:?}\n{}", self.graph.to_text());
                 continue;
             }
             let found = match self.run(&*candidate.backend) {

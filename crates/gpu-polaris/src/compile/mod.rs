@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use core_tensor::op::RotaryEmbedding;
 use core_tensor::{
-    BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, ValueId, ValueSource, eval_shape,
+    BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, ValueId, ValueSource,
 };
 
 use crate::analysis::readers;
@@ -16,9 +16,13 @@ use crate::vk::{DeviceKind, Gpu, Limits};
 use crate::weights::{GpuWeights, Matrix, WeightPlan};
 
 mod attention;
+mod elementwise;
+mod images;
+mod moves;
 mod nodes;
 mod products;
 mod supports;
+mod tensor_attention;
 
 pub(crate) use supports::{roles, supports, units};
 
@@ -133,18 +137,17 @@ fn fits(graph: &Arc<Graph>, weights: &GpuWeights) -> bool {
 
 /// Every value's extents at the bounds: what memory is planned for.
 fn largest_extents(graph: &Graph, bounds: &Bindings) -> Result<Vec<Vec<usize>>, BackendError> {
-    let extents = |id: ValueId| {
-        let Some((_, shape)) = graph.tensor_type(id) else { return Ok(Vec::new()) };
-        let shape = eval_shape(shape, bounds).map_err(core_tensor::GraphError::from)?;
-        let elements = shape.iter().try_fold(1usize, |product, extent| product.checked_mul((*extent).max(1)));
-        // Kernels count elements in 32 bits, of which one tells names from numbers.
+    let extents = graph.extents(bounds)?;
+    for (id, shape) in graph.value_ids().zip(&extents) {
+        let words = graph.tensor_type(id).map_or(1, |(dtype, _)| dtype.packing().1.div_ceil(4));
+        let elements = shape.iter().try_fold(words, |product, extent| product.checked_mul((*extent).max(1)));
+        // Kernels count words in 32 bits, of which one tells names from numbers.
         if elements.is_none_or(|elements| elements > 1 << 30) {
             let reason = format!("extents {shape:?} are too large");
             return Err(BackendError::Bound { symbol: graph.value(id).name.clone(), reason });
         }
-        Ok(shape)
-    };
-    graph.value_ids().map(extents).collect()
+    }
+    Ok(extents)
 }
 
 /// A value that no kernel has computed: whoever reads it computes it on its way.
@@ -154,6 +157,8 @@ pub(crate) enum Waiting {
     Norm(usize),
     /// The gated activation of two values.
     Gated(usize),
+    /// The function of a value.
+    Unary(usize),
     /// A gated pair of products, both sides in one buffer.
     Pair(usize, Memory),
     /// The rotation of a node, which goes into an attention or a state.
@@ -245,6 +250,11 @@ impl Compiler<'_> {
         self.values.grid([least(groups, most), 1.into(), 1.into()])
     }
 
+    /// Threads of a workgroup for rows of so many elements, of which each thread takes some.
+    pub(crate) fn row_threads(&self, width: &Dim) -> u32 {
+        if self.bound(width).is_ok_and(|width| width <= 256) { 64 } else { ELEMENT_THREADS }
+    }
+
     /// A grid for a kernel that takes a row in a workgroup.
     pub(crate) fn row_grid(&mut self, rows: &Dim) -> Grid {
         let most = self.gpu.limits().max_groups as usize;
@@ -326,7 +336,7 @@ impl Compiler<'_> {
         let count = product(&shape);
         let bytes = self.bound(&count)? * size;
         // Bytes in pairs or fours; what is smaller than a word is padded in its buffer.
-        let words = if size == 2 { count.clone() } else { count.mul(Dim::Num(size / 4)) };
+        let words = moves::in_words(count, size);
         let word = if size == 2 { "uint16_t" } else { "uint" };
         let n = self.values.word(&words);
         let dispatch = Dispatch::new("to the host", format!("move.{word}"), ELEMENT_THREADS)

@@ -3,14 +3,71 @@
 use core_tensor::op::{Binary, MatMul, Op};
 use core_tensor::{BackendError, Dim, ValueId};
 
-use super::{Compiler, ELEMENT_THREADS, Waiting};
-use crate::analysis::producer;
 use super::nodes::known;
-use crate::elementwise::unary_code;
+use super::{Compiler, Waiting};
+use crate::analysis::{is_matrix, producer};
+use crate::elementwise::{Function, gate_code};
 use crate::layout::BLOCK;
-use crate::matmul::{Epilogue, columns};
+use crate::matmul::{ComputedMatrix, Epilogue, columns};
 use crate::plan::{Dispatch, Memory};
 use crate::step::product;
+use crate::walk::Walk;
+
+/// How activations are brought into tiles.
+pub(super) struct Packing {
+    /// What is done on the way, and with which function; numbers of `pack.comp`.
+    pub(super) mode: u32,
+    pub(super) function: Function,
+    /// Rows of a matrix, and their elements; `stride` floats from row to row.
+    pub(super) rows: Dim,
+    pub(super) k: Dim,
+    pub(super) stride: Dim,
+    pub(super) from: [Memory; 4],
+    /// Rows of a tile.
+    pub(super) columns: usize,
+    /// Whether rows are padded to whole blocks.
+    pub(super) padded: bool,
+    pub(super) matrices: Dim,
+}
+
+impl Packing {
+    fn new(mode: u32, rows: &Dim, k: &Dim, columns: usize) -> Packing {
+        Packing {
+            mode,
+            function: Function { code: 0, p: 0.0, q: 0.0 },
+            rows: rows.clone(),
+            k: k.clone(),
+            stride: k.clone(),
+            from: [Memory::Unused; 4],
+            columns,
+            padded: true,
+            matrices: 1.into(),
+        }
+    }
+}
+
+/// What follows a product or a convolution and is computed by its kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tail {
+    /// The value that the kernel gives.
+    pub(super) y: ValueId,
+    pub(super) residual: Option<Memory>,
+    pub(super) function: Option<Function>,
+    /// Whether the function comes before the residual.
+    pub(super) function_first: bool,
+}
+
+impl Tail {
+    /// Bits of an epilogue, without the bias.
+    pub(super) fn flags(&self) -> u32 {
+        u32::from(self.residual.is_some()) << 1 | u32::from(self.function_first) << 2
+    }
+
+    /// The function's number as an epilogue has it.
+    pub(super) fn activation(&self) -> u32 {
+        self.function.map_or(0, |function| function.code + 1)
+    }
+}
 
 impl Compiler<'_> {
     /// Whether a value goes into matrix products only, as their activations.
@@ -31,6 +88,7 @@ impl Compiler<'_> {
         let Some(waiting) = self.waiting.remove(&root) else { return Ok(()) };
         match waiting {
             Waiting::Norm(i) => self.norm(i),
+            Waiting::Unary(i) => self.unary_now(i),
             Waiting::Gated(i) => self.gated(i),
             Waiting::Turned(i) => self.turn(i),
             Waiting::Written(i) => self.write_now(i),
@@ -61,12 +119,14 @@ impl Compiler<'_> {
         // What waits for products has no other readers, and those take the same tiles: nobody will ask for it as it is.
         match self.waiting.get(&x).copied() {
             Some(Waiting::Norm(i)) => self.pack_norm(&name, i, columns, memory)?,
+            Some(Waiting::Unary(i)) => self.pack_unary(&name, i, columns, memory)?,
             Some(Waiting::Gated(i)) => self.pack_gated(&name, i, columns, memory)?,
             Some(Waiting::Pair(i, both)) => self.pack_pair(&name, i, both, columns, memory)?,
             Some(Waiting::Turned(_) | Waiting::Written(_)) | None => {
                 self.settle(x)?;
-                let from = [self.memory(x), Memory::Unused, Memory::Unused, Memory::Unused];
-                self.pack(&name, 0, 0, (&rows, &k, &k), from, columns, memory)?;
+                let mut packing = Packing::new(0, &rows, &k, columns);
+                packing.from[0] = self.memory(x);
+                self.pack(&name, &packing, memory)?;
             }
         }
         self.waiting.remove(&x);
@@ -76,23 +136,34 @@ impl Compiler<'_> {
 
     fn pack_norm(&mut self, name: &str, i: usize, columns: usize, to: Memory) -> Result<(), BackendError> {
         let node = &self.graph.nodes()[i];
-        let Op::RmsNormalization(op) = node.op else { return Err(BackendError::Mismatch("normalization and node")) };
         let (x, w) = (self.input(node, 0)?, self.input(node, 1)?);
         self.settle(x)?;
         self.settle(w)?;
         let (rows, k) = self.rows(x)?;
-        let factor = self.scratch(&format!("{name}, factors"), self.bound(&rows)? * 4);
-        let words = [self.values.word(&rows), self.values.word(&k), op.epsilon.to_bits()];
-        let dispatch = Dispatch::new(name, "norm", ELEMENT_THREADS)
-            .constant(1, 0)
-            .read(1, self.memory(x))
-            .read(2, self.memory(w))
-            .write(3, factor)
-            .push(words)
-            .grid(self.row_grid(&rows));
-        self.emit(dispatch);
-        let from = [self.memory(x), factor, self.memory(w), Memory::Unused];
-        self.pack(name, 1, 0, (&rows, &k, &k), from, columns, to)
+        let per_row = if matches!(node.op, Op::LayerNormalization(_)) { 8 } else { 4 };
+        let factor = self.scratch(&format!("{name}, factors"), self.bound(&rows)?.saturating_mul(per_row));
+        self.norm_into(i, false, factor)?;
+        let mut packing = Packing::new(1, &rows, &k, columns);
+        packing.from = [self.memory(x), factor, self.memory(w), Memory::Unused];
+        if let Op::LayerNormalization(_) = node.op {
+            let b = self.input(node, 2)?;
+            self.settle(b)?;
+            packing.mode = 5;
+            packing.from[3] = self.memory(b);
+        }
+        self.pack(name, &packing, to)
+    }
+
+    fn pack_unary(&mut self, name: &str, i: usize, columns: usize, to: Memory) -> Result<(), BackendError> {
+        let node = &self.graph.nodes()[i];
+        let Op::Unary(op) = node.op else { return Err(BackendError::Mismatch("function and node")) };
+        let x = self.input(node, 0)?;
+        self.settle(x)?;
+        let (rows, k) = self.rows(x)?;
+        let mut packing = Packing::new(4, &rows, &k, columns);
+        packing.from[0] = self.memory(x);
+        packing.function = known(Function::of(op))?;
+        self.pack(name, &packing, to)
     }
 
     fn pack_gated(&mut self, name: &str, i: usize, columns: usize, to: Memory) -> Result<(), BackendError> {
@@ -102,8 +173,10 @@ impl Compiler<'_> {
         self.settle(gate)?;
         self.settle(up)?;
         let (rows, k) = self.rows(gate)?;
-        let from = [self.memory(gate), Memory::Unused, Memory::Unused, self.memory(up)];
-        self.pack(name, 2, known(unary_code(op.activation))?, (&rows, &k, &k), from, columns, to)
+        let mut packing = Packing::new(2, &rows, &k, columns);
+        packing.from = [self.memory(gate), Memory::Unused, Memory::Unused, self.memory(up)];
+        packing.function.code = known(gate_code(op.activation))?;
+        self.pack(name, &packing, to)
     }
 
     fn pack_pair(
@@ -117,71 +190,142 @@ impl Compiler<'_> {
         let node = &self.graph.nodes()[i];
         let Op::GatedActivation(op) = node.op else { return Err(BackendError::Mismatch("activation and node")) };
         let (rows, k) = self.rows(node.outputs[0])?;
-        let stride = k.clone().div_ceil(64.into()).mul(128.into());
-        let from = [both, Memory::Unused, Memory::Unused, Memory::Unused];
+        let mut packing = Packing::new(3, &rows, &k, columns);
+        packing.stride = k.clone().div_ceil(64.into()).mul(128.into());
+        packing.from[0] = both;
+        packing.function.code = known(gate_code(op.activation))?;
         // Row by row as others read it, without padding, if nobody asks for tiles.
-        let own = matches!(to, Memory::Value(_));
-        self.pack_as(name, 3, known(unary_code(op.activation))?, (&rows, &k, &stride), from, columns, to, !own)
+        packing.padded = !matches!(to, Memory::Value(_));
+        self.pack(name, &packing, to)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn pack(
-        &mut self,
-        name: &str,
-        mode: u32,
-        activation: u32,
-        extents: (&Dim, &Dim, &Dim),
-        from: [Memory; 4],
-        columns: usize,
-        to: Memory,
-    ) -> Result<(), BackendError> {
-        self.pack_as(name, mode, activation, extents, from, columns, to, true)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn pack_as(
-        &mut self,
-        name: &str,
-        mode: u32,
-        activation: u32,
-        (rows, k, stride): (&Dim, &Dim, &Dim),
-        from: [Memory; 4],
-        columns: usize,
-        to: Memory,
-        pad: bool,
-    ) -> Result<(), BackendError> {
-        let padded = if pad { k.clone().div_ceil(BLOCK.into()).mul(BLOCK.into()) } else { k.clone() };
-        let words: Vec<u32> = [rows, k, &padded, stride].map(|dim| self.values.word(dim)).into();
-        let tiles = rows.clone().div_ceil(columns.into());
-        let grid = self.values.grid([padded.div_ceil(64.into()), tiles, 1.into()]);
-        let mut dispatch = Dispatch::new(name, format!("pack.{columns}"), 64).constant(1, mode).constant(2, activation);
-        for (memory, binding) in from.into_iter().zip(1..) {
-            dispatch = dispatch.read(binding, memory);
+    pub(super) fn pack(&mut self, name: &str, packing: &Packing, to: Memory) -> Result<(), BackendError> {
+        let Packing { mode, function, rows, k, stride, from, columns, padded, matrices } = packing;
+        let width = if *padded { k.clone().div_ceil(BLOCK.into()).mul(BLOCK.into()) } else { k.clone() };
+        let words: Vec<u32> = [rows, k, &width, stride].map(|dim| self.values.word(dim)).into();
+        let tiles = rows.clone().div_ceil((*columns).into());
+        let grid = self.values.grid([width.div_ceil(64.into()), tiles, matrices.clone()]);
+        let mut dispatch =
+            Dispatch::new(name, format!("pack.{columns}"), 64).constant(1, *mode).constant(2, function.code);
+        for (memory, binding) in from.iter().zip(1..) {
+            dispatch = dispatch.read(binding, *memory);
         }
-        self.emit(dispatch.write(5, to).push(words).grid(grid));
+        self.emit(dispatch.write(5, to).push(words).push([function.p.to_bits(), function.q.to_bits()]).grid(grid));
         Ok(())
     }
 
-    /// A matrix product, with the bias and the residual that are added to it.
+    /// A matrix product, with the bias, the function and the residual that follow it.
     pub(super) fn mat_mul(&mut self, i: usize, op: MatMul) -> Result<(), BackendError> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
         let (x, b, y) = (self.input(node, 0)?, self.input(node, 1)?, node.outputs[0]);
-        let (rows, _) = self.rows(x)?;
-        let tile = columns(self.bound(&rows)?);
-        let Some(matrix) = self.matrix(b, None, !op.transpose_b).filter(|_| graph.weight_of(b).is_some()) else {
-            self.settle(b)?;
-            let (w, n, blocks) = self.computed_matrix(&node.name, b, op.transpose_b)?;
-            let x = self.packed(x, tile)?;
-            return self.computed_product(&node.name, w, &n, &blocks, x, &rows, tile, Memory::Value(y));
+        let Some(matrix) = self.matrix(b, None, !op.transpose_b).filter(|_| is_matrix(graph, b)) else {
+            return self.computed_mat_mul(i, op);
         };
+        let (rows, _) = self.rows(x)?;
+        let tile = self.columns_of(x)?;
         let packed = self.packed(x, tile)?;
         let (y, bias) = self.take_bias(y)?;
-        let (y, residual) = self.take_residual(y, i)?;
+        let allowed = if tile == 1 { Function::fuses } else { Function::is_light };
+        let tail = self.take_tail(y, i, allowed)?;
         let bias = bias.map(|id| self.memory(id));
-        let epilogue = Epilogue { bias, residual, gated: 0 };
-        let y = self.memory(y);
+        let epilogue = Epilogue {
+            bias,
+            residual: tail.residual,
+            gated: 0,
+            function: tail.function,
+            function_first: tail.function_first,
+        };
+        let y = self.memory(tail.y);
         self.product(&node.name, &matrix, packed, &rows, tile, epilogue, y)
+    }
+
+    /// Rows of activations that products with a value take at once: the same for all, so that they share its tiles. They run side by side.
+    fn columns_of(&self, x: ValueId) -> Result<usize, BackendError> {
+        let (rows, _) = self.rows(x)?;
+        let mut tiles = 0usize;
+        for reader in &self.readers[x.index()] {
+            let Some(node) = self.graph.nodes().get(*reader) else { continue };
+            let Op::MatMul(MatMul { transpose_b }) = node.op else { continue };
+            let weight = node.inputs.get(1).copied().flatten().filter(|_| node.inputs[0] == Some(x));
+            let Some([.., first, second]) = weight.and_then(|b| self.graph.tensor_type(b)).map(|(_, shape)| shape) else {
+                continue;
+            };
+            let n = self.bound(if transpose_b { first } else { second })?;
+            tiles = tiles.saturating_add(n.div_ceil(64));
+        }
+        Ok(columns(self.bound(&rows)?, tiles, self.target_waves))
+    }
+
+    /// A product with matrices that are computed, or several of them.
+    fn computed_mat_mul(&mut self, i: usize, op: MatMul) -> Result<(), BackendError> {
+        let node = &self.graph.nodes()[i];
+        let (a, b, y) = (self.input(node, 0)?, self.input(node, 1)?, node.outputs[0]);
+        self.settle(b)?;
+        let (b_dtype, b_shape) = self.tensor(b)?;
+        let (_, a_shape) = self.tensor(a)?;
+        let (b_batch, b_last) = b_shape.split_at(b_shape.len() - 2);
+        if product(b_batch) == Dim::Num(1) {
+            // One matrix: the rows of all of A's are multiplied by it.
+            let (rows, _) = self.rows(a)?;
+            let tile = self.columns_of(a)?;
+            let from = self.memory(b);
+            let matrix = self.computed_matrix(&node.name, (from, b_dtype), b_last, op.transpose_b, Dim::Num(1))?;
+            let x = self.packed(a, tile)?;
+            return self.computed_product(&node.name, &matrix, (x, &rows, false), tile, Memory::Value(y));
+        }
+        self.settle(a)?;
+        let (y_batch, m) = match a_shape.len() {
+            0 | 1 => (b_batch.to_vec(), Dim::Num(1)),
+            rank => (self.tensor(y)?.1[..b_shape.len().max(rank) - 2].to_vec(), a_shape[rank - 2].clone()),
+        };
+        let a_batch = &a_shape[..a_shape.len().saturating_sub(2)];
+        let matrices = product(&y_batch);
+        let k = a_shape.last().cloned().unwrap_or(Dim::Num(1));
+        // Matrices that are shared by all others need not be there more than once; those that are shared by some are.
+        let (a_from, a_count) = self.spread(&node.name, a, a_batch, &y_batch, m.clone().mul(k.clone()))?;
+        let (b_from, b_count) = self.spread(&node.name, b, b_batch, &y_batch, product(b_last))?;
+        let n = &b_last[usize::from(!op.transpose_b)];
+        let tiles = self.bound(&n.clone().mul(matrices.clone()))?.div_ceil(64);
+        let tile = columns(self.bound(&m)?, tiles, self.target_waves);
+        let matrix = self.computed_matrix(&node.name, (b_from, b_dtype), b_last, op.transpose_b, b_count)?;
+        let padded = k.clone().div_ceil(BLOCK.into()).mul(BLOCK.into());
+        let row_tiles = m.clone().div_ceil(tile.into());
+        let len = product(&[a_count.clone(), row_tiles, padded, tile.into()]);
+        let packed = self.scratch(&format!("{}, packed", node.name), self.bound(&len)?.saturating_mul(4));
+        let mut packing = Packing::new(0, &m, &k, tile);
+        packing.from[0] = a_from;
+        packing.matrices = a_count.clone();
+        self.pack(&node.name, &packing, packed)?;
+        let shared = a_count == Dim::Num(1);
+        let matrix = ComputedMatrix { matrices, ..matrix };
+        self.computed_product(&node.name, &matrix, (packed, &m, shared), tile, Memory::Value(y))
+    }
+
+    /// Where the matrices of an operand lie, as many as the result has or one, and how many these are.
+    fn spread(
+        &mut self,
+        name: &str,
+        id: ValueId,
+        batch: &[Dim],
+        to: &[Dim],
+        len: Dim,
+    ) -> Result<(Memory, Dim), BackendError> {
+        let from = self.memory(id);
+        if product(batch) == Dim::Num(1) {
+            return Ok((from, Dim::Num(1)));
+        }
+        let missing = to.len().saturating_sub(batch.len());
+        let as_is = to[..missing].iter().all(|dim| *dim == Dim::Num(1)) && to[missing..] == *batch;
+        if as_is {
+            return Ok((from, product(to)));
+        }
+        let whole = |batch: &[Dim]| -> Vec<Dim> { batch.iter().cloned().chain([len.clone()]).collect() };
+        let size = self.tensor(id)?.0.packing().1;
+        let count = product(&whole(to));
+        let spread = self.scratch(&format!("{name}, spread"), self.bound(&count)?.saturating_mul(size));
+        self.view_into(name, (from, size), Walk::broadcast(&whole(to), &[&whole(batch)]), 0, Dim::Num(0), spread);
+        Ok((spread, product(to)))
     }
 
     /// The two products of a gated activation that are computed as one.
@@ -200,11 +344,11 @@ impl Compiler<'_> {
         let (weight, second) = (self.input(gate, 1)?, self.input(up, 1)?);
         let matrix = self.matrix(weight, Some(second), false).ok_or(BackendError::Mismatch("weights and graph"))?;
         let (rows, _) = self.rows(x)?;
-        let tile = columns(self.bound(&rows)?);
+        let tile = self.columns_of(x)?;
         let packed = self.packed(x, tile)?;
         let y = node.outputs[0];
         if tile <= 8 {
-            let epilogue = Epilogue { gated: known(unary_code(op.activation))? + 1, ..Epilogue::default() };
+            let epilogue = Epilogue { gated: known(gate_code(op.activation))? + 1, ..Epilogue::default() };
             return self.product(&node.name, &matrix, packed, &rows, tile, epilogue, Memory::Value(y));
         }
         let bytes = self.bound(&rows)?.saturating_mul(matrix.tiles() * 64 * 4);
@@ -242,6 +386,31 @@ impl Compiler<'_> {
         }
         self.taken.insert(reader);
         Ok((self.graph.nodes()[reader].outputs[0], Some(bias)))
+    }
+
+    /// Takes over what follows a product: a function and the addition of a value that is there already, in this order or the other.
+    pub(super) fn take_tail(
+        &mut self,
+        y: ValueId,
+        i: usize,
+        allowed: fn(Function) -> bool,
+    ) -> Result<Tail, BackendError> {
+        let (y, first) = self.take_function(y, allowed);
+        let (y, residual) = self.take_residual(y, i)?;
+        let (y, function) = if first.is_some() { (y, first) } else { self.take_function(y, allowed) };
+        Ok(Tail { y, residual, function, function_first: first.is_some() && residual.is_some() })
+    }
+
+    /// Takes over a function of a value that nothing else reads; its result lies where the value would.
+    fn take_function(&mut self, y: ValueId, allowed: fn(Function) -> bool) -> (ValueId, Option<Function>) {
+        let Some(reader) = self.sole_reader(y) else { return (y, None) };
+        let node = &self.graph.nodes()[reader];
+        let Op::Unary(op) = node.op else { return (y, None) };
+        let Some(function) = Function::of(op).filter(|f| f.fuses() && allowed(*f)) else { return (y, None) };
+        self.taken.insert(reader);
+        let result = node.outputs[0];
+        self.root[result.index()] = self.root[y.index()];
+        (result, Some(function))
     }
 
     /// Takes over the addition of a value that is there already; the sum may take over its buffer.

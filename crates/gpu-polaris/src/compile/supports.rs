@@ -1,12 +1,14 @@
 //! What there are kernels for.
 
-use core_tensor::op::Op;
-use core_tensor::{BlockFormat, DType, Graph, Node, StateId, ValueId, ValueType};
+use core_tensor::op::{Op, PoolKind, Unary, Window};
+use core_tensor::{BlockFormat, DType, Dim, Graph, Node, StateId, ValueId, ValueType};
 
-use crate::analysis::is_table;
-use crate::elementwise::{binary_code, unary_code};
-use crate::layout::{BLOCK, Format};
-use crate::reduce::reduce_code;
+use super::images;
+use super::moves::{MOST_EXTENTS, moves_words};
+use crate::analysis::{is_matrix, is_table};
+use crate::elementwise::{Function, binary_code, cast_code, gate_code};
+use crate::filters::{Filter, FilterKey};
+use crate::layout::BLOCK;
 use crate::weights::Matrix;
 
 /// Elements of a head that kernels hold.
@@ -30,31 +32,25 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         Op::MatMul(op) => {
             let Some((dtype, shape)) = tensor(1) else { return Err("B is no tensor".into()) };
             f32s(0)?;
-            if shape.len() != 2 {
-                return Err(format!("no kernel multiplies {} matrices at once", shape.len()));
-            }
-            if is_weight(1) {
-                Format::of(dtype).ok_or_else(|| format!("no kernel multiplies {dtype} weights"))?;
+            if value(1).is_some_and(|id| is_matrix(graph, id)) {
                 let k = shape[usize::from(op.transpose_b)].as_num().unwrap_or(0);
                 if k > Matrix::LARGEST_K {
                     return Err(format!("k is {k}; kernels take {}", Matrix::LARGEST_K));
                 }
                 Ok(())
-            } else if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-                Ok(())
+            } else if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+                Err(format!("no kernel multiplies {dtype} weights"))
+            } else if shape.len() > MOST_EXTENTS || tensor(0).is_some_and(|(_, a)| a.len() > MOST_EXTENTS) {
+                Err(format!("operands have more than {MOST_EXTENTS} extents"))
             } else {
-                Err(format!("no kernel multiplies a computed {dtype} matrix"))
+                Ok(())
             }
         }
-        Op::Gather(op) if op.axis != 0 || !matches!(tensor(1), Some((DType::I32, [_]))) => {
-            Err("kernels gather rows, by a vector of i32".into())
-        }
-        Op::Gather(_) => match (value(0), tensor(0)) {
-            (Some(id), Some(_)) if is_table(graph, id) => Ok(()),
-            (_, Some((DType::F32 | DType::I32, _))) => Ok(()),
-            (_, Some((dtype, shape))) => {
-                Err(format!("no kernel gathers rows of a {dtype} table of {} extents", shape.len()))
-            }
+        Op::Gather(op) => match (value(0), tensor(0)) {
+            (Some(id), Some(_)) if is_table(graph, *op, id) => Ok(()),
+            (_, Some((DType::F16 | DType::BF16, _))) => Ok(()),
+            (_, Some((dtype, _))) if matches!(dtype.packing(), (1, 4 | 8)) => Ok(()),
+            (_, Some((dtype, shape))) => Err(format!("no kernel gathers from a {dtype} table of {} extents", shape.len())),
             _ => Err("the table is no tensor".into()),
         },
         Op::RotaryEmbedding(_) => {
@@ -93,42 +89,74 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             }
             given(graph, value(3), value(4))
         }
+        Op::TensorAttention(_) => {
+            let dim = |i: usize| tensor(i).and_then(|(_, shape)| shape.last().and_then(Dim::as_num));
+            let heads = |i: usize| tensor(i).and_then(|(_, shape)| shape.get(2).and_then(Dim::as_num));
+            for i in 0..3 {
+                f32s(i)?;
+            }
+            let (Some(q), Some(v)) = (dim(0), dim(2)) else { return Err("the extents of heads are not known".into()) };
+            if q.max(v) > LARGEST_HEAD {
+                return Err(format!("heads have {} elements; kernels take {LARGEST_HEAD}", q.max(v)));
+            }
+            match (heads(0), heads(1)) {
+                (Some(_), Some(_)) => Ok(()),
+                _ => Err("the numbers of heads are not known".into()),
+            }
+        }
         Op::Binary(op) => {
-            f32s(0)?;
-            known(binary_code(*op))?;
+            let (dtype, a) = tensor(0).ok_or("no tensor")?;
+            let code = binary_code(*op, dtype);
+            code.ok_or_else(|| format!("no kernel knows the function of {dtype}"))?;
+            walks(a.len().max(tensor(1).map_or(0, |(_, b)| b.len())))
+        }
+        Op::Where(_) => {
+            let (dtype, a) = tensor(1).ok_or("no tensor")?;
+            if !matches!(dtype.packing(), (1, 4 | 8)) {
+                return Err(format!("no kernel chooses between elements of {dtype}"));
+            }
             let rank = |i: usize| tensor(i).map_or(0, |(_, shape)| shape.len());
-            if rank(0).max(rank(1)) > 6 { Err("operands have more than 6 extents".into()) } else { Ok(()) }
+            walks(a.len().max(rank(0)).max(rank(2)) + usize::from(dtype.packing().1 == 8))
         }
-        Op::Reshape(_) if node.inputs.len() > 1 => Err("the shape is computed".into()),
-        Op::Slice(op) if op.step != 1 => Err(format!("no kernel slices by steps of {}", op.step)),
-        Op::Reshape(_) | Op::Slice(_) | Op::Concat(_) => words(tensor(0).map(|(dtype, _)| dtype)),
-        Op::Transpose(op) => {
-            if op.perm.len() > 8 {
-                return Err("the tensor has more than 8 extents".into());
+        Op::Reshape(_) | Op::Expand(_) if node.inputs.len() > 1 => Err("the shape is computed".into()),
+        Op::Reshape(_) | Op::Slice(_) | Op::Concat(_) | Op::Transpose(_) | Op::Expand(_) => {
+            let (dtype, _) = tensor(0).ok_or("no tensor")?;
+            moves_words(&node.op, dtype.packing().1)?;
+            let rank = node.outputs.first().and_then(|y| graph.tensor_type(*y)).map_or(0, |(_, shape)| shape.len());
+            if rank + usize::from(dtype.packing().1 == 8) > MOST_EXTENTS {
+                return Err(format!("the tensor has more than {MOST_EXTENTS} extents"));
             }
-            match tensor(0).map(|(dtype, _)| dtype.packing().1) {
-                Some(2 | 4) => Ok(()),
-                _ => Err("no kernel transposes elements of that size".into()),
+            Ok(())
+        }
+        Op::Pad(_) => {
+            let (dtype, shape) = tensor(0).ok_or("no tensor")?;
+            match dtype.packing() {
+                (1, 4) if shape.len() <= MOST_EXTENTS => Ok(()),
+                (1, 4) => Err(format!("the tensor has more than {MOST_EXTENTS} extents")),
+                _ => Err(format!("no kernel pads {dtype}")),
             }
         }
-        Op::RmsNormalization(_) => Ok(()),
+        Op::RmsNormalization(_) | Op::LayerNormalization(_) | Op::GroupNormalization(_) => f32s(0),
+        Op::Unary(Unary::Not) => Ok(()),
         Op::Unary(op) => {
             f32s(0)?;
-            known(unary_code(*op))
+            known(Function::of(*op))
         }
-        Op::GatedActivation(op) => known(unary_code(op.activation)),
-        Op::Reduce(op) => {
+        Op::GatedActivation(op) => known(gate_code(op.activation)),
+        Op::Reduce(_) | Op::Softmax(_) | Op::LogSoftmax(_) | Op::ArgMax(_) | Op::CumSum(_) => f32s(0),
+        Op::Cast(op) => match tensor(0) {
+            Some((from, _)) if cast_code(from).is_some() && cast_code(op.to).is_some() => Ok(()),
+            Some((from, _)) => Err(format!("no kernel converts {from} to {}", op.to)),
+            None => Err("no tensor".into()),
+        },
+        Op::Conv(op) => convolution(graph, node, &op.window),
+        Op::ConvTranspose(op) => convolution(graph, node, &op.window),
+        Op::Pool(op) => {
             f32s(0)?;
-            known(reduce_code(op.kind))
-        }
-        Op::Softmax(_) | Op::ArgMax(_) => f32s(0),
-        Op::Cast(op) => {
-            const KNOWN: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];
-            match tensor(0) {
-                Some((from, _)) if KNOWN.contains(&from) && KNOWN.contains(&op.to) => Ok(()),
-                Some((from, _)) => Err(format!("no kernel converts {from} to {}", op.to)),
-                None => Err("no tensor".into()),
+            if op.indices || matches!(op.kind, PoolKind::Lp { .. }) {
+                return Err("kernels give the largest and the mean only".into());
             }
+            images::fits(&op.window, &op.kernel)
         }
         Op::TopK(op) => {
             f32s(0)?;
@@ -144,17 +172,32 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
 }
 
 /// Fails where shaders do not know a function.
-fn known(code: Option<u32>) -> Result<(), String> {
+fn known<T>(code: Option<T>) -> Result<(), String> {
     code.map(|_| ()).ok_or_else(|| "no kernel knows the function".into())
 }
 
-/// Elements that kernels move: in words of two or four bytes.
-fn words(dtype: Option<DType>) -> Result<(), String> {
-    match dtype {
-        Some(dtype) if dtype.packing().1 >= 2 => Ok(()),
-        Some(dtype) => Err(format!("no kernel moves single bytes of {dtype}")),
-        None => Err("no tensor".into()),
+/// Whether kernels walk over so many extents.
+fn walks(rank: usize) -> Result<(), String> {
+    let most = crate::walk::MOST_EXTENTS;
+    if rank > most { Err(format!("operands have more than {most} extents")) } else { Ok(()) }
+}
+
+fn convolution(graph: &Graph, node: &Node, window: &Window) -> Result<(), String> {
+    let dtype = |i: usize| node.inputs.get(i).copied().flatten().and_then(|id| graph.tensor_type(id)).map(|(d, _)| d);
+    if dtype(0) != Some(DType::F32) {
+        return Err("kernels compute in f32".into());
     }
+    if dtype(2).is_some_and(|dtype| cast_code(dtype).is_none_or(|code| code > 2)) {
+        return Err("no kernel adds a bias of that dtype".into());
+    }
+    let key = FilterKey::of(graph, node).ok_or("no kernel convolves by a computed weight")?;
+    let filter = Filter::of(graph, key).ok_or("no kernel convolves by a weight like this")?;
+    images::fits(window, &filter.window)?;
+    // One workgroup after the other along the second extent of a grid.
+    if filter.groups.saturating_mul(filter.outs.div_ceil(filter.lanes)) > 65_535 {
+        return Err("there are too many channels".into());
+    }
+    Ok(())
 }
 
 /// Whether positions and slots are inputs: the host checks them before a step.

@@ -22,8 +22,8 @@ use super::instance::chain;
 use super::memory::Region;
 use super::pipeline::Pipeline;
 
-/// Bytes of push constants that a kernel may have.
-pub(crate) const PUSH_WORDS: usize = 24;
+/// Words of push constants that a kernel may have: what every device takes.
+pub(crate) const PUSH_WORDS: usize = 32;
 
 /// The least that dropping waits for a submission whose end was not seen.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,8 @@
+//! What imported graphs are made of, on every backend, devices included: none of these cases may be refused.
+
+mod attention;
+mod elements;
+mod images;
+mod models;
+mod moves;
+mod products;
