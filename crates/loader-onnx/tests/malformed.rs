@@ -2,6 +2,8 @@
 
 mod build;
 
+use std::io::{Seek, SeekFrom, Write};
+
 use build::*;
 use loader_onnx::proto::tensor_proto::DataType;
 use loader_onnx::proto::*;
@@ -229,5 +231,24 @@ fn external_data_are_taken_from_the_models_folder_only_and_checked_against_the_f
     ] {
         let error = read(&entries).unwrap_err();
         assert!(error.contains(expected) && error.contains("tensor 'w'"), "{error}");
+    }
+}
+
+#[test]
+fn external_data_may_lie_beyond_what_protobuf_can_hold() {
+    let folder = Folder::new("large");
+    let path = folder.0.join("model/m.onnx");
+    let mut data = std::fs::File::create(folder.0.join("model/w.bin")).unwrap();
+    // Nothing is stored but the last page.
+    data.seek(SeekFrom::Start((5 << 30) - 4)).unwrap();
+    data.write_all(&2.5f32.to_le_bytes()).unwrap();
+    let mut model = small_model();
+    let entries = [("location", "w.bin"), ("offset", "5368709116")];
+    model.graph.as_mut().unwrap().initializer = vec![external("w", DataType::Float, &[1], &entries)];
+    std::fs::write(&path, bytes(&model)).unwrap();
+    let model = OnnxModel::open(&path, FileAccess::Map).unwrap();
+    match model.initializers().next().unwrap().1.unwrap() {
+        TensorData::Tensor(tensor) => assert_eq!(tensor.to_f32().unwrap(), [2.5]),
+        TensorData::Strings { .. } => panic!("strings"),
     }
 }

@@ -218,7 +218,10 @@ fn control_model() -> Vec<u8> {
         node: vec![
             node("ReduceMax", &["x"], &["top"]),
             node("Greater", &["top", "limit"], &["more"]),
-            with(node("If", &["more"], &["next"]), vec![graph("then_branch", branch("Neg")), graph("else_branch", branch("Exp"))]),
+            with(
+                node("If", &["more"], &["next"]),
+                vec![graph("then_branch", branch("Neg")), graph("else_branch", branch("Exp"))],
+            ),
             node("Identity", &["go"], &["on"]),
             node("Gather", &["x", "i"], &["row"]),
         ],

@@ -65,11 +65,6 @@ impl<'a> Attributes<'a> {
         Ok(self.int(name)?.unwrap_or(default))
     }
 
-    /// An integer that must be there.
-    pub(crate) fn required_int(&self, name: &str) -> Res<i64> {
-        self.int(name)?.ok_or_else(|| missing(name))
-    }
-
     /// A truth value: an integer that is not 0.
     pub(crate) fn flag(&self, name: &str, default: bool) -> Res<bool> {
         Ok(self.int(name)?.map_or(default, |n| n != 0))

@@ -9,7 +9,7 @@ use core_tensor::{Bindings, DType, Dim, Tensor, ValueId, ValueType, Weight, byte
 use super::Lower;
 use super::fail::{Res, fail};
 use super::operand::{MAX_INTS, Operand, held};
-use super::sym_int::SymInt;
+use super::sym_int::{MAX_EXTENT_TERMS, SymInt, is_short};
 
 /// Elements of the inputs of a node whose result is computed when the model is imported, at most, and of its outputs.
 const MAX_FOLDED_INPUTS: usize = 1 << 18;
@@ -153,6 +153,9 @@ impl<'a> Lower<'a> {
         for id in outputs {
             let Some((dtype, shape)) = self.level().graph.tensor_type(id) else { return fail("a state token") };
             let (dtype, shape) = (declare(dtype), shape.to_vec());
+            if !shape.iter().all(|dim| is_short(dim, MAX_EXTENT_TERMS)) {
+                return fail("its extents are expressions of too many terms");
+            }
             all.push(self.known(id, dtype, shape, None));
         }
         Ok(all)

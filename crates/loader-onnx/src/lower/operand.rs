@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
 use core_tensor::{DType, Dim, Tensor};
 
 use super::fail::{Res, fail};
@@ -20,13 +19,8 @@ pub(crate) enum Value {
     Sequence(Rc<Vec<Value>>),
     /// A value, or none.
     Optional(Option<Rc<Value>>),
-    /// Strings: metadata.
-    Strings {
-        /// Extents.
-        shape: Vec<usize>,
-        /// Elements in rows.
-        strings: Rc<Vec<Bytes>>,
-    },
+    /// Strings, which nothing computes with.
+    Strings,
 }
 
 /// A tensor: a value of a graph, a constant, or integers that follow from extents. The latter two become values of a graph where they are used.
@@ -191,7 +185,7 @@ impl Value {
             Value::Tensor(_) => "a tensor",
             Value::Sequence(_) => "a sequence",
             Value::Optional(_) => "an optional",
-            Value::Strings { .. } => "strings",
+            Value::Strings => "strings",
         }
     }
 }

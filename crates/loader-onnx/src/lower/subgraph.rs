@@ -32,7 +32,7 @@ fn flatten(value: &Value, out: &mut Vec<Operand>) -> Res<Structure> {
         Value::Sequence(all) => Structure::Sequence(all.iter().map(|value| flatten(value, out)).collect::<Res<_>>()?),
         Value::Optional(None) => Structure::Optional(None),
         Value::Optional(Some(value)) => Structure::Optional(Some(Box::new(flatten(value, out)?))),
-        Value::Strings { .. } => return fail("strings are not supported"),
+        Value::Strings => return fail("strings are not supported"),
     })
 }
 

@@ -22,7 +22,8 @@ impl SymInt {
     pub(crate) fn of(dim: Dim) -> SymInt {
         match dim {
             Dim::Num(n) => i64::try_from(n).map_or(Unknown, Num),
-            dim => SymInt::Dim(dim),
+            dim if is_short(&dim, MAX_TERMS) => SymInt::Dim(dim),
+            _ => Unknown,
         }
     }
 
@@ -168,6 +169,38 @@ impl SymInt {
             _ => Unknown,
         }
     }
+}
+
+/// Numbers and symbols of an expression that is followed, at most.
+const MAX_TERMS: usize = 1024;
+/// Numbers and symbols of an extent, at most: longer ones are made by files that want them long.
+pub(crate) const MAX_EXTENT_TERMS: usize = 4096;
+
+/// Whether an expression has no more than so many numbers and symbols. (Parts may be shared: what is small in memory can be long to walk.)
+pub(crate) fn is_short(dim: &Dim, most: usize) -> bool {
+    fn walk(dim: &Dim, left: &mut usize) -> bool {
+        match dim {
+            Dim::Num(_) | Dim::Sym(_) => match left.checked_sub(1) {
+                Some(rest) => {
+                    *left = rest;
+                    true
+                }
+                None => false,
+            },
+            Dim::Expr(expr) => {
+                let (DimExpr::Add(a, b)
+                | DimExpr::Sub(a, b)
+                | DimExpr::Mul(a, b)
+                | DimExpr::Div(a, b)
+                | DimExpr::DivCeil(a, b)
+                | DimExpr::Min(a, b)
+                | DimExpr::Max(a, b)) = &**expr;
+                walk(a, left) && walk(b, left)
+            }
+        }
+    }
+    let mut left = most;
+    walk(dim, &mut left)
 }
 
 /// `a + n`, with numbers collected so that `(a + 1) + 1` is `a + 2`.
@@ -332,6 +365,15 @@ mod tests {
         assert_eq!(sym("n").mul(&Num(12)).div(&Num(4)), sym("n").mul(&Num(3)));
         assert_eq!(quotient(&[n.clone(), 12.into(), 64.into()], &[768.into()]), n);
         assert_eq!(sym("n").mul(&Num(6)).rem(&Num(3)), Num(0));
+    }
+
+    #[test]
+    fn expressions_that_double_are_given_up() {
+        let mut n = sym("n").add(&sym("m"));
+        for _ in 0..40 {
+            n = n.mul(&n).add(&Num(1));
+        }
+        assert_eq!(n, Unknown);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Attention.
 
-use core_tensor::op::{Binary, Op, ReduceKind, Softmax, TensorAttention, Unary, Where};
+use core_tensor::op::{Binary, Op, Softmax, TensorAttention, Unary, Where};
 use core_tensor::{DType, Dim};
 
 use super::Entry;
@@ -236,11 +236,4 @@ fn repeated(lower: &mut Lower<'_>, x: &Operand, heads: &Dim, own: &Dim) -> Res<O
     let apart = lower.unsqueeze(x, &[2])?;
     let y = lower.expand(&apart, &wide)?;
     lower.reshape(&y, &result)
-}
-
-/// The number of true elements along the last extent, i64, which goes away.
-pub(super) fn count_true(lower: &mut Lower<'_>, mask: &Operand) -> Res<Operand> {
-    let mask = lower.cast(mask, DType::I64)?;
-    let y = lower.reduce_last(ReduceKind::Sum, &mask)?;
-    lower.squeeze(&y, &[y.rank() - 1])
 }
