@@ -65,15 +65,26 @@ fn no_memory(error: &RuntimeError) -> Option<String> {
     let RuntimeError::NoMemory { needed, weights, states, arena, device, available, .. } = error else {
         return None;
     };
+    // Encoders hold no state.
+    let less = match states {
+        0 => "a smaller --batch or --max-tokens",
+        _ => "a shorter --context or --kv-dtype q8_0",
+    };
     let [needed, weights, states, arena, available] = [needed, weights, states, arena, available].map(|n| bytes(*n));
     Some(format!(
         "not enough memory: {needed} are needed (weights {weights}, KV cache {states}, working memory {arena}), and {available} is what \
-         there is ({device}); a shorter --context or --kv-dtype q8_0 takes less"
+         there is ({device}); {less} takes less"
     ))
 }
 
 impl From<loader_gguf::GgufError> for Failure {
     fn from(error: loader_gguf::GgufError) -> Failure {
+        Failure::Runtime(with_sources(&error))
+    }
+}
+
+impl From<loader_torch::TorchError> for Failure {
+    fn from(error: loader_torch::TorchError) -> Failure {
         Failure::Runtime(with_sources(&error))
     }
 }

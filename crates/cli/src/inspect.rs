@@ -1,12 +1,13 @@
 //! `polaris inspect`: what is in a model file.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use core_tensor::FileAccess;
 use loader_gguf::Gguf;
-use models::inspect::{Inspection, inspect};
+use loader_torch::SafeTensors;
+use models::inspect::{Inspection, inspect, inspect_safetensors};
 use models::llama::KvDType;
 
 use crate::failure::Failure;
@@ -19,6 +20,7 @@ Examples:
   polaris inspect model.gguf
   polaris inspect model.gguf --tensors
   polaris inspect model.onnx
+  polaris inspect model.safetensors
   polaris inspect model.gguf --json | jq '.metadata[] | select(.key == \"llama.context_length\")'
 
 Works on files whose architecture is not supported, too; it then says so. Nothing but the file's header is read.";
@@ -49,8 +51,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let Arguments { metadata, tensors, json, .. } = *arguments;
         return inspect_graph::run(&arguments.file, inspect_graph::Show { metadata, tensors, json });
     }
-    let gguf = Gguf::open(&arguments.file, FileAccess::Map)?;
-    let inspection = inspect(&gguf, arguments.kv_dtype);
+    let inspection = if is_safetensors(&arguments.file) {
+        inspect_safetensors(&SafeTensors::open(&arguments.file, FileAccess::Map)?)
+    } else {
+        inspect(&Gguf::open(&arguments.file, FileAccess::Map)?, arguments.kv_dtype)
+    };
     if arguments.json {
         return output::write_json(&inspection);
     }
@@ -74,13 +79,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     output::write(&text)
 }
 
+/// Whether a file is named as safetensors or as the index of a sharded model.
+fn is_safetensors(file: &Path) -> bool {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+}
+
 fn summary(model: &Inspection) -> String {
     let mut lines = vec![("file", model.path.display().to_string())];
     lines.push(("name", model.name.clone().unwrap_or_else(|| "-".into())));
     let architecture = model.architecture.clone().unwrap_or_else(|| "-".into());
     lines.push(("architecture", architecture));
+    let version = model.gguf_version.map(|version| format!(" version {version}")).unwrap_or_default();
     let files = if model.files == 1 { String::new() } else { format!(" in {} files", model.files) };
-    lines.push(("format", format!("GGUF version {}, {}{files}", model.gguf_version, bytes(model.file_bytes))));
+    lines.push(("format", format!("{}{version}, {}{files}", model.format, bytes(model.file_bytes))));
     let bits = model.tensor_bytes as f64 * 8.0 / model.parameters.max(1) as f64;
     let tensors = format!(
         "{} ({}), {} in {} tensors, {bits:.2} bits each",
@@ -107,7 +119,7 @@ fn metadata(model: &Inspection) -> String {
 fn types(model: &Inspection) -> String {
     let rows = model.types.iter().map(|entry| {
         [
-            entry.ggml_type.clone(),
+            entry.element_type.clone(),
             format!("{} tensors", entry.tensors),
             format!("{} elements", count(entry.elements)),
             bytes(entry.bytes),
@@ -117,10 +129,9 @@ fn types(model: &Inspection) -> String {
 }
 
 fn tensors(model: &Inspection) -> String {
-    let rows = model
-        .tensors
-        .iter()
-        .map(|entry| [shown(&entry.name), entry.ggml_type.clone(), format!("{:?}", entry.shape), bytes(entry.bytes)]);
+    let rows = model.tensors.iter().map(|entry| {
+        [shown(&entry.name), entry.element_type.clone(), format!("{:?}", entry.shape), bytes(entry.bytes)]
+    });
     columns(rows.collect(), [false, false, false, true])
 }
 

@@ -2,12 +2,16 @@
 
 mod bench;
 mod chat;
+mod classify;
 mod compare;
 mod completions;
 mod devices;
 mod doctor;
+mod embed;
+mod encoder;
 mod estimate;
 mod failure;
+mod fill_mask;
 mod generate;
 mod graph;
 mod inspect;
@@ -15,6 +19,7 @@ mod inspect_graph;
 mod interrupt;
 mod model;
 mod npy;
+mod optimize;
 mod output;
 mod perplexity;
 mod run;
@@ -55,8 +60,12 @@ struct Arguments {
 enum Command {
     Generate(generate::Arguments),
     Chat(chat::Arguments),
+    Embed(embed::Arguments),
+    Classify(classify::Arguments),
+    FillMask(fill_mask::Arguments),
     Run(run::Arguments),
     Compare(compare::Arguments),
+    Optimize(optimize::Arguments),
     Inspect(inspect::Arguments),
     Tokenize(tokenize::Arguments),
     Perplexity(perplexity::Arguments),
@@ -89,8 +98,12 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Command::Generate(arguments) => generate::run(arguments),
         Command::Chat(arguments) => chat::run(arguments),
+        Command::Embed(arguments) => embed::run(arguments),
+        Command::Classify(arguments) => classify::run(arguments),
+        Command::FillMask(arguments) => fill_mask::run(arguments),
         Command::Run(arguments) => run::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
+        Command::Optimize(arguments) => optimize::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Tokenize(arguments) => tokenize::run(arguments),
         Command::Perplexity(arguments) => perplexity::run(arguments),
@@ -118,8 +131,11 @@ fn log() -> Result<(), Failure> {
 
 /// One line instead of a backtrace: a panic is a defect of this program, and whoever runs it can only report it.
 fn report_panic(info: &panic::PanicHookInfo<'_>) {
-    // It comes back as an error of the template.
-    if std::thread::current().name() == Some(models::chat_template::THREAD_NAME) {
+    // It comes back as an error of the template or of the tokenizer's file.
+    if [models::chat_template::THREAD_NAME, models::bert::THREAD_NAME]
+        .map(Some)
+        .contains(&std::thread::current().name())
+    {
         return;
     }
     let payload = info.payload();

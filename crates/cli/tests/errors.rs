@@ -8,7 +8,19 @@ use support::{Folder, polaris, polaris_with_input};
 
 #[test]
 fn every_command_has_help_with_examples() {
-    let commands = ["generate", "chat", "inspect", "tokenize", "perplexity", "bench", "doctor", "completions"];
+    let commands = [
+        "generate",
+        "chat",
+        "embed",
+        "classify",
+        "fill-mask",
+        "inspect",
+        "tokenize",
+        "perplexity",
+        "bench",
+        "doctor",
+        "completions",
+    ];
     let all = polaris(&["--help"]).succeeded();
     for command in commands {
         assert!(all.contains(command), "{command} is not in {all}");

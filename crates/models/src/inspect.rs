@@ -4,23 +4,26 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use loader_gguf::{Gguf, Value};
+use loader_torch::SafeTensors;
 use serde::Serialize;
 
-use crate::Error;
 use crate::llama::{self, KvDType, LlamaConfig, MAX_ROWS};
+use crate::{Error, bert};
 
-/// A summary of a GGUF file.
+/// A summary of a GGUF or safetensors file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
     /// The file (of a split model: the first).
     pub path: PathBuf,
     /// Files of a split model; 1 otherwise.
     pub files: usize,
-    /// Version of the format.
-    pub gguf_version: u32,
+    /// The format: `GGUF` or `safetensors`.
+    pub format: &'static str,
+    /// Version of GGUF; other formats have none.
+    pub gguf_version: Option<u32>,
     /// Bytes of all files.
     pub file_bytes: u64,
-    /// `general.architecture`.
+    /// `general.architecture`; of safetensors, the `model_type` of the `config.json` beside it.
     pub architecture: Option<String>,
     /// `general.name`.
     pub name: Option<String>,
@@ -56,9 +59,9 @@ pub struct MetadataEntry {
 pub struct TensorEntry {
     /// The name.
     pub name: String,
-    /// The type, as ggml names it.
+    /// The type, as the format names it.
     #[serde(rename = "type")]
-    pub ggml_type: String,
+    pub element_type: String,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
     /// Bytes.
@@ -68,9 +71,9 @@ pub struct TensorEntry {
 /// What there is of one type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TypeEntry {
-    /// The type, as ggml names it.
+    /// The type, as the format names it.
     #[serde(rename = "type")]
-    pub ggml_type: String,
+    pub element_type: String,
     /// Tensors.
     pub tensors: usize,
     /// Elements.
@@ -114,7 +117,7 @@ pub fn inspect(gguf: &Gguf, kv_dtype: KvDType) -> Inspection {
         .iter()
         .map(|info| TensorEntry {
             name: info.name().to_owned(),
-            ggml_type: info.ggml_type().to_string(),
+            element_type: info.ggml_type().to_string(),
             shape: info.shape().to_vec(),
             bytes: info.byte_len() as u64,
         })
@@ -122,7 +125,8 @@ pub fn inspect(gguf: &Gguf, kv_dtype: KvDType) -> Inspection {
     Inspection {
         path: gguf.path().to_owned(),
         files: gguf.shards().len(),
-        gguf_version: gguf.version().number(),
+        format: "GGUF",
+        gguf_version: Some(gguf.version().number()),
         file_bytes: gguf.shards().map(|file| file.len() as u64).sum(),
         architecture: text("general.architecture"),
         name: text("general.name"),
@@ -133,6 +137,51 @@ pub fn inspect(gguf: &Gguf, kv_dtype: KvDType) -> Inspection {
         types: types(gguf),
         tensors,
         memory,
+    }
+}
+
+/// Summarizes an opened safetensors model. Never fails: why no pipeline here runs it is in [`Inspection::unsupported`].
+#[must_use]
+pub fn inspect_safetensors(model: &SafeTensors) -> Inspection {
+    let (architecture, checked) = bert::check(model);
+    let tensors: Vec<TensorEntry> = model
+        .tensors()
+        .iter()
+        .map(|info| TensorEntry {
+            name: info.name().to_owned(),
+            element_type: info.torch_type().to_string(),
+            shape: info.shape().to_vec(),
+            bytes: info.byte_len() as u64,
+        })
+        .collect();
+    let mut types = BTreeMap::new();
+    for info in model.tensors() {
+        let empty = || TypeEntry { element_type: info.torch_type().to_string(), tensors: 0, elements: 0, bytes: 0 };
+        let entry = types.entry(info.torch_type()).or_insert_with(empty);
+        entry.tensors += 1;
+        entry.elements = entry.elements.saturating_add(info.elements() as u64);
+        entry.bytes = entry.bytes.saturating_add(info.byte_len() as u64);
+    }
+    let text = |(key, value): (&str, &str)| MetadataEntry {
+        key: key.to_owned(),
+        value_type: "string".into(),
+        value: Value::from(value).show(SHOWN).to_string(),
+    };
+    Inspection {
+        path: model.path().to_owned(),
+        files: model.files().len(),
+        format: "safetensors",
+        gguf_version: None,
+        file_bytes: model.files().iter().map(|file| file.len() as u64).sum(),
+        architecture,
+        name: None,
+        unsupported: checked.err().map(|error| error.to_string()),
+        parameters: model.parameters(),
+        tensor_bytes: tensors.iter().map(|tensor| tensor.bytes).sum(),
+        metadata: model.all_metadata().map(text).collect(),
+        types: types.into_values().collect(),
+        tensors,
+        memory: Vec::new(),
     }
 }
 
@@ -147,7 +196,7 @@ fn metadata(key: &str, value: Value<'_>) -> MetadataEntry {
 fn types(gguf: &Gguf) -> Vec<TypeEntry> {
     let mut types = BTreeMap::new();
     for info in gguf.tensors() {
-        let empty = || TypeEntry { ggml_type: info.ggml_type().to_string(), tensors: 0, elements: 0, bytes: 0 };
+        let empty = || TypeEntry { element_type: info.ggml_type().to_string(), tensors: 0, elements: 0, bytes: 0 };
         let entry = types.entry(info.ggml_type()).or_insert_with(empty);
         entry.tensors += 1;
         entry.elements = entry.elements.saturating_add(info.elements() as u64);

@@ -4,6 +4,8 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use core_tensor::FileAccess;
+use loader_torch::SafeTensors;
 use models::Error;
 use models::backends::{BackendOptions, Device};
 use models::bert::{
@@ -262,6 +264,74 @@ impl Drop for Copy {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+impl Copy {
+    /// The same graph as an ONNX file, and no safetensors file any more.
+    fn into_onnx(self) -> Copy {
+        let weights = self.0.join("model.safetensors");
+        let config = self.open().unwrap().config().cloned().unwrap();
+        let source = SafeTensors::open(&weights, FileAccess::Read).unwrap();
+        let graph = models::bert::build(&config, &source).unwrap();
+        loader_onnx::export::write(&graph, &self.0.join("model.onnx")).unwrap();
+        fs::remove_file(weights).unwrap();
+        self
+    }
+}
+
+#[test]
+fn an_onnx_file_of_an_encoder_gives_what_its_safetensors_give() {
+    let texts = ["the cat sits on the mat", "a dog", "Paris is the capital of France."];
+    for name in ["bert", "roberta-masked"] {
+        let onnx = Copy::of(name, &format!("onnx-{name}")).into_onnx();
+        assert!(onnx.open().unwrap().config().is_none(), "it is opened from ONNX");
+        assert_eq!(onnx.open().unwrap().tokenizer().max_tokens(), open(name).tokenizer().max_tokens());
+    }
+    let onnx = Copy::of("bert", "onnx-embed").into_onnx();
+    let embed =
+        |encoder| TextEmbedder::new(encoder, &EmbedOptions::default()).unwrap().embed(&texts, &mut go_on).unwrap();
+    for (found, expected) in embed(onnx.open().unwrap()).vectors.iter().zip(embed(open("bert")).vectors) {
+        assert_near(found, &expected, "embeddings");
+    }
+    for name in ["bert-sequence", "roberta-sequence", "xlm-roberta-token"] {
+        let onnx = Copy::of(name, &format!("onnx-{name}")).into_onnx();
+        let classify = |encoder| Classifier::new(encoder).unwrap().classify(&texts, &mut go_on).unwrap();
+        for (found, expected) in classify(onnx.open().unwrap()).iter().zip(classify(open(name))) {
+            let labels = |one: &models::bert::Classification| -> Vec<String> {
+                one.labels.iter().map(|l| l.label.clone()).chain(one.tokens.iter().map(|t| t.label.clone())).collect()
+            };
+            let scores = |one: &models::bert::Classification| -> Vec<f32> {
+                one.labels.iter().map(|l| l.score).chain(one.tokens.iter().map(|t| t.score)).collect()
+            };
+            assert_eq!(labels(found), labels(&expected), "{name}");
+            assert_near(&scores(found), &scores(&expected), name);
+        }
+    }
+}
+
+#[test]
+fn a_graph_that_is_no_encoder_is_refused_by_its_inputs() {
+    use core_tensor::op::{Op, Unary};
+    use core_tensor::{DType, Dim, Graph};
+    let copy = Copy::of("bert", "no-encoder");
+    fs::remove_file(copy.0.join("model.safetensors")).unwrap();
+    let write = |input: &str, dtype: DType, shape: &[Dim]| {
+        let mut graph = Graph::new("other");
+        let x = graph.input(input, dtype, shape);
+        let y = graph.add("y", Op::Unary(Unary::Neg), &[x]).unwrap();
+        graph.output(y);
+        loader_onnx::export::write(&graph, &copy.0.join("model.onnx")).unwrap();
+    };
+    write("pixels", DType::F32, &[Dim::sym("n")]);
+    copy.refused(
+        "input \"pixels\" is none of input_ids, attention_mask, token_type_ids, position_ids: not a text encoder",
+    );
+    write("attention_mask", DType::I64, &[Dim::sym("n"), Dim::sym("m")]);
+    copy.refused("there is no input input_ids");
+    write("input_ids", DType::F32, &[Dim::sym("n"), Dim::sym("m")]);
+    copy.refused("i64 [batch, tokens] is expected");
+    write("input_ids", DType::I64, &[Dim::sym("n")]);
+    copy.refused("i64 [batch, tokens] is expected");
 }
 
 #[test]

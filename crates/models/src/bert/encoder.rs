@@ -18,6 +18,7 @@ use super::labels::Labels;
 use super::options::{BertOptions, TextProgress};
 use super::pooling::Modules;
 use super::tokens::{Text, TextTokenizer, Tokens};
+use crate::backends::{BackendOptions, Device};
 use crate::llama::LoadProgress;
 use crate::{Error, backends};
 
@@ -100,7 +101,12 @@ impl Encoder {
         progress: &mut LoadProgress<'_>,
     ) -> Result<Encoder, Error> {
         let start = Instant::now();
-        let opened = backends::open(&options.backend)?;
+        let mut opened = backends::open(&options.backend)?;
+        if matches!(options.backend.device, Device::Vulkan(_)) {
+            // For what the device lacks or cannot hold.
+            let processor = BackendOptions { device: Device::Cpu, ..options.backend };
+            opened.backends.extend(backends::open(&processor)?.backends);
+        }
         let mut encoder = Encoder::open_on(path, &opened.backends, options, progress)?;
         encoder.load_seconds = start.elapsed().as_secs_f64();
         encoder.device_note = opened.note.or(encoder.device_note);
@@ -154,14 +160,10 @@ impl Encoder {
         let batch = interface.fixed.0.unwrap_or(if masked { options.batch } else { 1 });
         let runtime = runtime_options(&interface, batch, tokenizer.max_tokens());
         let Interface { feeds, outputs, fixed, .. } = interface;
-        let runner = Runner::load(backends, graph, runtime, progress).map_err(|error| match error {
+        let (runner, passed_over) = Runner::load(backends, graph, runtime, progress).map_err(|error| match error {
             RuntimeError::Backend { source: BackendError::Cancelled, .. } => Error::Cancelled,
             error => error.into(),
         })?;
-        let passed_over = match &runner {
-            Runner::Whole(model) => model.passed_over(),
-            Runner::Split(executable) => executable.passed_over(),
-        };
         Ok(Encoder {
             device_note: (!passed_over.is_empty()).then(|| passed_over.join("; ")),
             path: files.weights.clone(),
@@ -373,22 +375,34 @@ impl fmt::Debug for Encoder {
 }
 
 impl Runner {
+    /// All of the graph on the first backend, if that can; else on another that has room for it, or split over all of them.
     fn load(
         backends: &[Arc<dyn Backend>],
         graph: Graph,
         options: ModelOptions,
         progress: &mut LoadProgress<'_>,
-    ) -> Result<Runner, RuntimeError> {
-        match Model::load(backends, graph.clone(), options, progress) {
-            Ok(model) => Ok(Runner::Whole(model)),
-            Err(error @ (RuntimeError::NoMemory { .. } | RuntimeError::NoBackend)) => Err(error),
-            Err(error) if error.is_cancelled() => Err(error),
-            // The parts that no backend runs as a whole.
-            Err(error) => {
-                tracing::debug!(%error, "the graph is split");
-                Executable::load(backends, graph, ExecutableOptions::default(), progress).map(Runner::Split)
+    ) -> Result<(Runner, Vec<String>), RuntimeError> {
+        let mut passed_over = Vec::new();
+        for (number, backend) in backends.iter().enumerate() {
+            match Model::load(std::slice::from_ref(backend), graph.clone(), options.clone(), progress) {
+                Ok(model) => return Ok((Runner::Whole(model), passed_over)),
+                Err(error @ RuntimeError::NoMemory { .. }) if number + 1 < backends.len() => {
+                    passed_over.push(error.to_string());
+                }
+                Err(error @ RuntimeError::NoMemory { .. }) => return Err(error),
+                Err(error) if error.is_cancelled() => return Err(error),
+                // It lacks an operator, or the graph has control flow or extents that depend on data.
+                Err(error) => {
+                    tracing::debug!(%error, "the graph is split");
+                    break;
+                }
             }
         }
+        let executable = Executable::load(backends, graph, ExecutableOptions::default(), progress)?;
+        if executable.pieces().iter().any(|(name, _)| backends.first().is_none_or(|first| first.name() != name)) {
+            passed_over.extend(executable.passed_over().iter().cloned());
+        }
+        Ok((Runner::Split(executable), passed_over))
     }
 }
 
@@ -446,6 +460,21 @@ fn extent(dim: &Dim, fixed: &mut Option<usize>, symbols: &mut Vec<String>, input
         other => return Err(format!("input {input} has an extent of {other}, which does not fit the other inputs")),
     }
     Ok(())
+}
+
+/// What the configuration beside a safetensors model calls it, and whether it can be run.
+pub(crate) fn check(model: &SafeTensors) -> (Option<String>, Result<(), Error>) {
+    let json = ModelFiles::find(model.path()).and_then(|files| {
+        let json = files.json("config.json")?;
+        json.ok_or_else(|| unusable(model.path(), "there is no config.json beside it".into()))
+    });
+    let json = match json {
+        Ok(json) => json,
+        Err(error) => return (None, Err(error)),
+    };
+    let name = json.text("model_type").ok().flatten().map(str::to_owned);
+    let built = BertConfig::from_json(&json).and_then(|config| build(&config, model));
+    (name, built.map(drop))
 }
 
 /// The positions that a configuration names, for a graph that does not say.

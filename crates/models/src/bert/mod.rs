@@ -46,6 +46,7 @@ pub use classifier::{Classification, Classifier, TokenLabel, entities};
 pub use config::{Activation, BertConfig, Family, Task};
 pub use embedder::{EmbedOptions, Embeddings, TextEmbedder};
 pub use encoder::Encoder;
+pub(crate) use encoder::check;
 pub use fill_mask::{Fill, FillMask};
 pub use graph::{build, name};
 pub use labels::{Labels, Scored, Scores};
