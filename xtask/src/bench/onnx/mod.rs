@@ -83,7 +83,9 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
     };
     for model in &options.models {
         let prepared = model.prepare(&programs.python, &scratch.path().join("inputs").join(model.name))?;
-        report.comparisons.push(compare(model, &prepared, &options, &programs, &scratch)?);
+        let comparison = compare(model, &prepared, &options, &programs, &scratch)?;
+        eprint!("{}", comparison.to_text());
+        report.comparisons.push(comparison);
     }
     print!("{}", report.to_text());
     if let Some(path) = &options.json {

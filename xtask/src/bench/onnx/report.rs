@@ -231,6 +231,14 @@ fn range_json(samples: &[f64]) -> Value {
 }
 
 impl Comparison {
+    /// The rows of the table, for whoever waits for the others.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_rows(&mut text);
+        text
+    }
+
     fn write_rows(&self, out: &mut String) -> std::fmt::Result {
         for variant in self.samples.keys().copied() {
             let latency = Range::of(&self.seconds(variant)).map_or(String::new(), |range| range.shown(1e3));
