@@ -225,11 +225,14 @@ fn memory(graph: &Graph, extents: &Bindings) -> Option<Memory> {
 fn plan(graph: &Graph, extents: &Bindings) -> Result<Plan, Failure> {
     let options = BackendOptions { device: Device::Cpu, threads: None, activations: Activations::F32, profile: false };
     let opened = backends::open(&options)?;
-    let backend = opened.backends.first().ok_or_else(|| Failure::Runtime("there is no backend for the processor".into()))?;
+    let backend =
+        opened.backends.first().ok_or_else(|| Failure::Runtime("there is no backend for the processor".into()))?;
     let refused = graph.nodes().iter().find_map(|node| backend.supports(graph, node).err().map(|why| (node, why)));
     if let Some((node, why)) = refused {
         let reason = format!("node {:?} ({}) is run by the host: {why}", shown(&node.name), node.op.name());
-        return Err(Failure::Runtime(format!("the graph is more than one program: {reason}; polaris run --profile shows it")));
+        return Err(Failure::Runtime(format!(
+            "the graph is more than one program: {reason}; polaris run --profile shows it"
+        )));
     }
     let failed = |error: core_tensor::BackendError| Failure::Runtime(error.to_string());
     let graph = Arc::new(graph.clone());

@@ -154,7 +154,32 @@ impl Dim {
     pub fn add(self, other: Dim) -> Dim {
         match (self, other) {
             (Dim::Num(0), dim) | (dim, Dim::Num(0)) => dim,
+            (Dim::Num(n), dim) | (dim, Dim::Num(n)) => dim.shifted(n, 0),
             (a, b) => fold(if a <= b { DimExpr::Add(a, b) } else { DimExpr::Add(b, a) }),
+        }
+    }
+
+    /// `self + more - less`, where numbers in the sum or difference that this is join them: what windows make of extents is then the extent again.
+    fn shifted(self, more: usize, less: usize) -> Dim {
+        let (rest, more_here, less_here) = match &self {
+            Dim::Num(n) => (None, *n, 0),
+            Dim::Expr(expr) => match &**expr {
+                DimExpr::Add(Dim::Num(n), x) | DimExpr::Add(x, Dim::Num(n)) => (Some(x.clone()), *n, 0),
+                DimExpr::Sub(x, Dim::Num(n)) => (Some(x.clone()), 0, *n),
+                _ => (Some(self.clone()), 0, 0),
+            },
+            Dim::Sym(_) => (Some(self.clone()), 0, 0),
+        };
+        let sums = (more.checked_add(more_here), less.checked_add(less_here));
+        let (Some(plus), Some(minus)) = sums else {
+            let sum = if more == 0 { self } else { fold(DimExpr::Add(Dim::Num(more), self)) };
+            return if less == 0 { sum } else { fold(DimExpr::Sub(sum, Dim::Num(less))) };
+        };
+        match rest {
+            None => fold(DimExpr::Sub(Dim::Num(plus), Dim::Num(minus))),
+            Some(rest) if plus == minus => rest,
+            Some(rest) if plus > minus => fold(DimExpr::Add(Dim::Num(plus - minus), rest)),
+            Some(rest) => fold(DimExpr::Sub(rest, Dim::Num(minus - plus))),
         }
     }
 
@@ -165,6 +190,7 @@ impl Dim {
         match (self, other) {
             (dim, Dim::Num(0)) => dim,
             (a, b) if a == b => Dim::Num(0),
+            (dim, Dim::Num(n)) => dim.shifted(0, n),
             (Dim::Expr(sum), b) if matches!(&*sum, DimExpr::Add(x, y) if *x == b || *y == b) => {
                 let (x, y) = sum.operands();
                 if *x == b { y.clone() } else { x.clone() }
@@ -420,6 +446,21 @@ mod tests {
         assert_eq!(tokens.clone().mul(2.into()), Dim::Num(2).mul(tokens.clone()));
         assert_eq!(tokens.clone().sub(tokens.clone()), Dim::Num(0));
         assert_eq!(tokens.clone().add(0.into()), tokens);
+    }
+
+    #[test]
+    fn numbers_in_sums_and_differences_join() {
+        let height = Dim::sym("height");
+        let padded = Dim::Num(1).add(height.clone()).add(1.into());
+        assert_eq!(padded.to_string(), "(2+height)");
+        assert_eq!(padded.sub(3.into()).add(1.into()), height);
+        let less = height.clone().sub(3.into()).sub(2.into());
+        assert_eq!(less, height.clone().sub(5.into()));
+        assert_eq!(less.add(7.into()), Dim::Num(2).add(height));
+        assert_eq!(Dim::Num(7).sub(3.into()), Dim::Num(4));
+        assert!(Dim::Num(3).sub(7.into()).eval(&Bindings::new()).is_err());
+        let sum = Dim::Num(usize::MAX).add(Dim::sym("n"));
+        assert!(sum.add(1.into()).eval(&Bindings::new().with("n", 0)).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use core_tensor::op::{
-    ArgMax, Binary, Cast, Concat, Conv, DequantizeLinear, Expand, ExtentValues, Gather, GatedActivation, Granularity,
+    ArgMax, Binary, Cast, Concat, Conv, DequantizeLinear, Expand, ExtentValues, GatedActivation, Gather, Granularity,
     GroupNormalization, LayerNormalization, MatMul, MatMulInteger, Op, Pad, PadMode, Pool, PoolKind, QuantizeLinear,
     Reduce, ReduceKind, Reshape, RmsNormalization, Scalar, Slice, Softmax, TensorAttention, TopK, Transpose, Trilu,
     Unary, Where, Window,
@@ -24,8 +24,10 @@ impl Folder {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> =
-            std::fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = std::fs::read_dir(&self.0)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -58,8 +60,12 @@ fn inputs(graph: &Graph) -> Vec<Tensor> {
         let values = numbers(shape.iter().product());
         match dtype {
             DType::F32 => Tensor::from_slice(&shape, &values).unwrap(),
-            DType::I64 => Tensor::from_slice(&shape, &values.iter().map(|x| (x.abs() * 3.0) as i64).collect::<Vec<_>>()).unwrap(),
-            DType::U8 => Tensor::from_slice(&shape, &values.iter().map(|x| (x.abs() * 200.0) as u8).collect::<Vec<_>>()).unwrap(),
+            DType::I64 => {
+                Tensor::from_slice(&shape, &values.iter().map(|x| (x.abs() * 3.0) as i64).collect::<Vec<_>>()).unwrap()
+            }
+            DType::U8 => {
+                Tensor::from_slice(&shape, &values.iter().map(|x| (x.abs() * 200.0) as u8).collect::<Vec<_>>()).unwrap()
+            }
             other => panic!("no input of {other}"),
         }
     };
@@ -108,7 +114,7 @@ fn a_transformer_survives() {
     let split = Op::Reshape(Reshape { shape: vec![sym("batch"), sym("tokens"), 4.into(), 2.into()] });
     let narrow = Op::Reshape(Reshape { shape: vec![sym("batch"), sym("tokens"), 2.into(), 2.into()] });
     let project = |g: &mut Graph, name: &str, n: usize, x, transpose_b: bool, shape: &Op| {
-        let w = weight(g, if transpose_b { &[n, 8][..] } else { &[8, n][..] }.to_vec().as_slice());
+        let w = weight(g, &if transpose_b { [n, 8] } else { [8, n] });
         let y = g.add(name, Op::MatMul(MatMul { transpose_b }), &[x, w]).unwrap();
         g.add(name, shape.clone(), &[y]).unwrap()
     };
@@ -126,7 +132,8 @@ fn a_transformer_survives() {
     let y = g.add("rms", Op::RmsNormalization(RmsNormalization { epsilon: 1e-6 }), &[y, w]).unwrap();
     let gated = Op::GatedActivation(GatedActivation { activation: Unary::Silu });
     let y = g.add("gated", gated, &[y, y]).unwrap();
-    let extents = Op::ExtentValues(ExtentValues { dims: vec![sym("tokens").add(1.into()), sym("batch").mul(sym("tokens"))] });
+    let extents =
+        Op::ExtentValues(ExtentValues { dims: vec![sym("tokens").add(1.into()), sym("batch").mul(sym("tokens"))] });
     let extents = g.add("extents", extents, &[]).unwrap();
     g.output(y);
     g.output(extents);
@@ -199,7 +206,9 @@ fn choices_and_functions_survive() {
     let x = g.input("x", DType::F32, &[sym("batch"), sym("tokens"), 6.into()]);
     let half = g.weight("half", Weight::stored(Tensor::from_slice(&[], &[0.5f32]).unwrap()));
     let mut y = x;
-    for unary in [Unary::Gelu, Unary::GeluTanh, Unary::Silu, Unary::GeluQuick, Unary::Mish, Unary::HardSwish, Unary::Erf] {
+    for unary in
+        [Unary::Gelu, Unary::GeluTanh, Unary::Silu, Unary::GeluQuick, Unary::Mish, Unary::HardSwish, Unary::Erf]
+    {
         y = g.add("f", Op::Unary(unary), &[y]).unwrap();
         y = g.add("shift", Op::Binary(Binary::Add), &[y, half]).unwrap();
     }
@@ -210,7 +219,8 @@ fn choices_and_functions_survive() {
     let best = g.add_node("best", Op::TopK(TopK { k: 2 }), vec![Some(p)]).unwrap();
     let at = g.add("at", Op::ArgMax(ArgMax), &[p]).unwrap();
     let one = g.add("one", Op::Slice(Slice::range(1, 0, 1)), &[p]).unwrap();
-    let wide = g.add("wide", Op::Expand(Expand { shape: vec![sym("batch"), sym("tokens"), 6.into()] }), &[one]).unwrap();
+    let wide =
+        g.add("wide", Op::Expand(Expand { shape: vec![sym("batch"), sym("tokens"), 6.into()] }), &[one]).unwrap();
     for id in [lower, best[0], best[1], at, wide] {
         g.output(id);
     }

@@ -33,7 +33,8 @@ pub(crate) fn run(graph: &Graph, growth: usize) -> Result<Rewritten, GraphError>
 fn is_constant(graph: &Graph, node: &Node, growth: usize) -> bool {
     // Random numbers are new ones at each run; a user's operator without inputs may be, too. Subgraphs are run where they stand.
     let without_inputs = node.inputs.iter().flatten().next().is_none();
-    let differs = matches!(node.op, Op::Random(_) | Op::If(_) | Op::Loop(_)) || (without_inputs && !is_pure_source(&node.op));
+    let differs =
+        matches!(node.op, Op::Random(_) | Op::If(_) | Op::Loop(_)) || (without_inputs && !is_pure_source(&node.op));
     if node.op.has_effect() || differs {
         return false;
     }
@@ -49,7 +50,6 @@ fn is_constant(graph: &Graph, node: &Node, growth: usize) -> bool {
     });
     to.is_some_and(|to| to <= from.saturating_add(growth))
 }
-
 
 /// Operators that give the same without inputs, as soon as extents are numbers.
 fn is_pure_source(op: &Op) -> bool {

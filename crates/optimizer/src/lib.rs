@@ -23,6 +23,7 @@ mod common_subexpressions;
 mod constant_folding;
 mod dead_code;
 mod identities;
+mod past;
 mod report;
 mod rule;
 mod rules;
@@ -34,6 +35,7 @@ use core_tensor::{Graph, GraphError, Rewriter, ValueSource};
 use report::weight_bytes;
 use rule::RuleReports;
 
+pub use past::{PastError, PastToStates, past_to_states};
 pub use report::{NearMiss, PassReport, Report, RuleReport};
 pub use rule::{Pattern, Reject, Rewrite, Rule};
 
@@ -115,10 +117,13 @@ impl Pass {
             Pass::Weights => [rules::convolution::rules(), rules::linear::rules()].concat(),
             Pass::Algebra => [rules::casts::rules(), rules::algebra::rules()].concat(),
             Pass::Movement => rules::movement::rules(),
-            Pass::Composites => {
-                [rules::activations::rules(), rules::softmax::rules(), rules::normalization::rules(), rules::rotary::rules()]
-                    .concat()
-            }
+            Pass::Composites => [
+                rules::activations::rules(),
+                rules::softmax::rules(),
+                rules::normalization::rules(),
+                rules::rotary::rules(),
+            ]
+            .concat(),
             Pass::Attention => rules::attention::rules(),
             Pass::Quantization => rules::quantization::rules(),
             Pass::GatedActivations => rules::gated_activations::rules(),
@@ -211,10 +216,7 @@ pub fn optimize_with(graph: Graph, passes: &[Pass]) -> Result<(Graph, Report), O
 ///
 /// # Errors
 /// As [`optimize`].
-pub fn optimize_with_options(
-    mut graph: Graph,
-    options: &OptimizeOptions,
-) -> Result<(Graph, Report), OptimizerError> {
+pub fn optimize_with_options(mut graph: Graph, options: &OptimizeOptions) -> Result<(Graph, Report), OptimizerError> {
     graph.verify().map_err(OptimizerError::Input)?;
     let names: Vec<String> = graph.outputs().iter().map(|id| graph.value(*id).name.clone()).collect();
     let mut stages: Vec<(&'static str, Option<Pass>, Vec<Rule>)> = Vec::new();

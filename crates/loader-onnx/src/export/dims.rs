@@ -68,7 +68,10 @@ impl Writer<'_> {
     fn symbol(&mut self, symbol: &Dim) -> Result<String, ExportError> {
         let graph = self.graph;
         let has = |id: &ValueId| {
-            graph.tensor_type(*id).and_then(|(_, shape)| shape.iter().position(|dim| dim == symbol)).map(|axis| (*id, axis))
+            graph
+                .tensor_type(*id)
+                .and_then(|(_, shape)| shape.iter().position(|dim| dim == symbol))
+                .map(|axis| (*id, axis))
         };
         let computed = graph.nodes().iter().flat_map(|node| &node.outputs);
         let found = graph.inputs().iter().find_map(has).or_else(|| computed.into_iter().find_map(has));

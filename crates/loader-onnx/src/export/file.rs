@@ -68,7 +68,8 @@ pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(
             other
         }
     };
-    let renamed = finished.and_then(|()| fs::rename(&parts, path).map_err(|source| ExportError::Io { path: path.to_owned(), source }));
+    let renamed = finished
+        .and_then(|()| fs::rename(&parts, path).map_err(|source| ExportError::Io { path: path.to_owned(), source }));
     if renamed.is_err() {
         // What is left of a failed attempt is of no use; that it cannot be removed is not worth another error.
         let _ = fs::remove_file(&parts);

@@ -173,7 +173,8 @@ impl<'a> Writer<'a> {
             }
             Op::CumSum(op) => {
                 let x = self.input(node, 0)?;
-                let axis = Tensor::from_slice(&[], &[op.axis as i64]).map_err(|error| self.refuse(error.to_string()))?;
+                let axis =
+                    Tensor::from_slice(&[], &[op.axis as i64]).map_err(|error| self.refuse(error.to_string()))?;
                 let axis = self.constant(axis);
                 let attributes = vec![int("exclusive", op.exclusive.into()), int("reverse", op.reverse.into())];
                 self.node("CumSum", &[&x, &axis], &[&y], attributes);
@@ -316,7 +317,8 @@ impl<'a> Writer<'a> {
             }
             Op::QuantizeLinear(op) if op.bits.is_none() => {
                 let mut attributes = granularity(op.granularity);
-                let number = data_type(op.to).ok_or_else(|| self.refuse(format!("{} is none of ONNX's dtypes", op.to)))?;
+                let number =
+                    data_type(op.to).ok_or_else(|| self.refuse(format!("{} is none of ONNX's dtypes", op.to)))?;
                 if node.inputs.get(2).copied().flatten().is_none() {
                     attributes.push(int("output_dtype", i64::from(number)));
                 }
@@ -353,7 +355,8 @@ impl<'a> Writer<'a> {
         let (x, w) = (self.input(node, 0)?, self.f32_input(node, 1)?);
         let kernel = self.ty(node, 1)?.1.iter().skip(2).map(number).collect::<Option<Vec<i64>>>();
         attributes.extend(kernel.map(|kernel| ints("kernel_shape", kernel)));
-        let bias = if node.inputs.get(2).copied().flatten().is_some() { self.f32_input(node, 2)? } else { String::new() };
+        let bias =
+            if node.inputs.get(2).copied().flatten().is_some() { self.f32_input(node, 2)? } else { String::new() };
         self.node(op, &[&x, &w, &bias], &[y], attributes);
         Ok(())
     }
@@ -541,4 +544,3 @@ fn reduction(reduction: ScatterReduction) -> &'static str {
         ScatterReduction::Max => "max",
     }
 }
-

@@ -180,7 +180,10 @@ fn apply(
                 Some((_, node)) => format!("{} {:?}", node.op.name(), node.name),
                 None => format!("{:?}", view.graph.value(value).name),
             };
-            miss(format!("{} of {} nodes are there, then {expected} is expected and {found} found", far.nodes, rule.size));
+            miss(format!(
+                "{} of {} nodes are there, then {expected} is expected and {found} found",
+                far.nodes, rule.size
+            ));
         }
         return None;
     };

@@ -24,10 +24,7 @@ pub(crate) fn rules() -> Vec<Rule> {
         becomes(
             "gelu-quick",
             "x * sigmoid(1.702 x) becomes one function",
-            Pattern::product(
-                x(),
-                Pattern::unary(Unary::Sigmoid, Pattern::product(x(), Pattern::near(1.702, ROUNDED))),
-            ),
+            Pattern::product(x(), Pattern::unary(Unary::Sigmoid, Pattern::product(x(), Pattern::near(1.702, ROUNDED)))),
             Unary::GeluQuick,
         ),
         Rule::new(

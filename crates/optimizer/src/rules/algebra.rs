@@ -15,17 +15,19 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "double-negation",
             "-(-x) and not(not(x)) are x",
-            Pattern::either([Unary::Neg, Unary::Not, Unary::BitwiseNot].map(|op| {
-                Pattern::unary(op, Pattern::unary(op, x()).shared())
-            })),
+            Pattern::either(
+                [Unary::Neg, Unary::Not, Unary::BitwiseNot]
+                    .map(|op| Pattern::unary(op, Pattern::unary(op, x()).shared())),
+            ),
             |r| r.input("x"),
         ),
         Rule::new(
             "idempotent",
             "relu(relu(x)) is relu(x), likewise abs, floor, ceil, round, sign",
-            Pattern::either([Unary::Relu, Unary::Abs, Unary::Floor, Unary::Ceil, Unary::Round, Unary::Sign].map(|op| {
-                Pattern::unary(op, Pattern::unary(op, Pattern::any()).shared().named("x"))
-            })),
+            Pattern::either(
+                [Unary::Relu, Unary::Abs, Unary::Floor, Unary::Ceil, Unary::Round, Unary::Sign]
+                    .map(|op| Pattern::unary(op, Pattern::unary(op, Pattern::any()).shared().named("x"))),
+            ),
             |r| r.input("x"),
         ),
         Rule::new(

@@ -17,11 +17,7 @@ pub(crate) fn rules() -> Vec<Rule> {
         Pattern::node(
             "Where",
             |op| matches!(op, Op::Where(_)),
-            [
-                Pattern::unary(Unary::IsNan, softmax.clone().named("p")),
-                Pattern::scalar(0.0),
-                Pattern::value("p"),
-            ],
+            [Pattern::unary(Unary::IsNan, softmax.clone().named("p")), Pattern::scalar(0.0), Pattern::value("p")],
         ),
         softmax,
     ]);
@@ -117,7 +113,11 @@ fn take_apart(r: &Rewrite<'_, '_>, scores: ValueId) -> Result<Scores, Reject> {
     loop {
         let node = r.producer(at).ok_or_else(|| Reject::because("the scores are not computed from q and k"))?;
         if at != scores && r.uses(at) > 1 {
-            return Err(Reject::because(format!("the result of {} {:?} is used elsewhere, too", node.op.name(), node.name)));
+            return Err(Reject::because(format!(
+                "the result of {} {:?} is used elsewhere, too",
+                node.op.name(),
+                node.name
+            )));
         }
         let unscaled = scale == 1.0 && softcap.is_none();
         match &node.op {

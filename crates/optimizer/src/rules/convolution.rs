@@ -31,7 +31,9 @@ pub(crate) fn rules() -> Vec<Rule> {
             Pattern::node(
                 "Conv",
                 |op| matches!(op, Op::Conv(_)),
-                [Pattern::node("Pad", |op| matches!(op, Op::Pad(_)), [Pattern::value("x")]).and_more_inputs().named("pad")],
+                [Pattern::node("Pad", |op| matches!(op, Op::Pad(_)), [Pattern::value("x")])
+                    .and_more_inputs()
+                    .named("pad")],
             )
             .and_more_inputs(),
             padding,
@@ -41,9 +43,13 @@ pub(crate) fn rules() -> Vec<Rule> {
 
 /// A convolution of either kind.
 fn convolution() -> Pattern {
-    Pattern::node("a convolution", |op| matches!(op, Op::Conv(_) | Op::ConvTranspose(_)), [Pattern::any(), Pattern::constant("w")])
-        .and_more_inputs()
-        .named("conv")
+    Pattern::node(
+        "a convolution",
+        |op| matches!(op, Op::Conv(_) | Op::ConvTranspose(_)),
+        [Pattern::any(), Pattern::constant("w")],
+    )
+    .and_more_inputs()
+    .named("conv")
 }
 
 /// Where the output channels lie in the weights: their extent, and how many groups share it.

@@ -7,7 +7,8 @@ use crate::rule::{Pattern, Reject, Rule};
 /// `activation(gate) * up` with equal shapes becomes a [`GatedActivation`], if nothing else uses the activation: what SwiGLU and GeGLU networks
 /// are full of, and what kernels compute in one go.
 pub(crate) fn rules() -> Vec<Rule> {
-    let activation = Pattern::node("an activation", |op| matches!(op, Op::Unary(unary) if gates(*unary)), [Pattern::value("gate")]);
+    let activation =
+        Pattern::node("an activation", |op| matches!(op, Op::Unary(unary) if gates(*unary)), [Pattern::value("gate")]);
     let pattern = Pattern::product(activation.named("activation"), Pattern::value("up"));
     vec![Rule::new("gated-activation", "activation(gate) * up becomes one node", pattern, |r| {
         let (gate, up, activation) = (r.found("gate")?, r.found("up")?, r.found("activation")?);

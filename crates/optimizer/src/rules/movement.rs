@@ -367,7 +367,9 @@ fn sink_reshape_of_two(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
         let Ok(weight) = r.weight(other) else { return Err(Reject::nothing_to_do()) };
         // One number, or a vector along a last extent that the reshape keeps.
         let vector = match weight.shape() {
-            [ones @ .., n] => ones.iter().all(|n| *n == 1) && from.last() == to.last() && to.last() == Some(&Dim::Num(*n)),
+            [ones @ .., n] => {
+                ones.iter().all(|n| *n == 1) && from.last() == to.last() && to.last() == Some(&Dim::Num(*n))
+            }
             [] => true,
         };
         if !(vector || weight.shape().iter().all(|n| *n == 1)) {
@@ -400,4 +402,3 @@ fn sink_transpose_of_concat(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> 
 pub(crate) fn pads_zeros(r: &Rewrite<'_, '_>, pad: &Pad, constant: Option<ValueId>) -> bool {
     pad.mode == PadMode::Constant && constant.is_none_or(|id| r.number(id).is_ok_and(|number| number == 0.0))
 }
-

@@ -1,6 +1,8 @@
 //! Normalizations from the primitives that exporters write.
 
-use core_tensor::op::{Binary, GroupNormalization, LayerNormalization, Op, Reduce, ReduceKind, RmsNormalization, Unary};
+use core_tensor::op::{
+    Binary, GroupNormalization, LayerNormalization, Op, Reduce, ReduceKind, RmsNormalization, Unary,
+};
 use core_tensor::{Dim, ValueId};
 
 use super::movement::reshape;
@@ -255,7 +257,9 @@ fn vector(r: &mut Rewrite<'_, '_>, x: ValueId, w: ValueId) -> Result<ValueId, Re
         return Err(Reject::because(format!("the factor or summand is {dtype}")));
     }
     let is_vector = shape.split_last().is_some_and(|(last, rest)| {
-        *last == Dim::Num(n) && rest.iter().all(|dim| *dim == Dim::Num(1)) && shape.len() <= r.shape(x).map_or(0, <[Dim]>::len)
+        *last == Dim::Num(n)
+            && rest.iter().all(|dim| *dim == Dim::Num(1))
+            && shape.len() <= r.shape(x).map_or(0, <[Dim]>::len)
     });
     if !is_vector {
         return match r.weight(w) {

@@ -38,9 +38,11 @@ pub(crate) fn rules() -> Vec<Rule> {
             "dequantization",
             "(float(integers) - zero) * scale of a weight becomes DequantizeLinear",
             {
-                let cast = Pattern::node("Cast", |op| matches!(op, Op::Cast(Cast { to: DType::F32 })), [
-                    Pattern::constant("integers"),
-                ]);
+                let cast = Pattern::node(
+                    "Cast",
+                    |op| matches!(op, Op::Cast(Cast { to: DType::F32 })),
+                    [Pattern::constant("integers")],
+                );
                 let shifted = Pattern::optional(cast, |cast| Pattern::sum(cast, Pattern::uniform("shift")));
                 Pattern::product(shifted, Pattern::constant("scale"))
             },
@@ -49,16 +51,21 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "gather-dequantized",
             "rows of a dequantized table are dequantized, and not the table",
-            Pattern::node("Gather", |op| matches!(op, Op::Gather(Gather { axis: 0 })), [
-                Pattern::node("DequantizeLinear", |op| matches!(op, Op::DequantizeLinear(_)), [
-                    Pattern::constant("table"),
-                    Pattern::value("scale"),
-                ])
-                .and_more_inputs()
-                .shared()
-                .named("dequantized"),
-                Pattern::value("indices"),
-            ]),
+            Pattern::node(
+                "Gather",
+                |op| matches!(op, Op::Gather(Gather { axis: 0 })),
+                [
+                    Pattern::node(
+                        "DequantizeLinear",
+                        |op| matches!(op, Op::DequantizeLinear(_)),
+                        [Pattern::constant("table"), Pattern::value("scale")],
+                    )
+                    .and_more_inputs()
+                    .shared()
+                    .named("dequantized"),
+                    Pattern::value("indices"),
+                ],
+            ),
             gather_first,
         ),
         Rule::new(
@@ -66,10 +73,14 @@ pub(crate) fn rules() -> Vec<Rule> {
             "reshape, transpose, slice and maximum of dequantized numbers work on the integers",
             Pattern::node(
                 "an operator that moves elements",
-                |op| match op {
-                    Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) => true,
-                    Op::Pool(Pool { kind: PoolKind::Max, indices: false, .. }) => true,
-                    _ => false,
+                |op| {
+                    matches!(
+                        op,
+                        Op::Reshape(_)
+                            | Op::Transpose(_)
+                            | Op::Slice(_)
+                            | Op::Pool(Pool { kind: PoolKind::Max, indices: false, .. })
+                    )
                 },
                 [dequantized().named("dequantized")],
             ),
@@ -78,19 +89,21 @@ pub(crate) fn rules() -> Vec<Rule> {
         Rule::new(
             "integer-product",
             "a product of dequantized numbers becomes one of integers, times the scales",
-            Pattern::node("MatMul", |op| matches!(op, Op::MatMul(_)), [
-                dequantized().shared().named("a"),
-                dequantized().shared().named("b"),
-            ]),
+            Pattern::node(
+                "MatMul",
+                |op| matches!(op, Op::MatMul(_)),
+                [dequantized().shared().named("a"), dequantized().shared().named("b")],
+            ),
             integer_product,
         ),
         Rule::new(
             "integer-convolution",
             "a convolution of dequantized numbers becomes one of integers, times the scales",
-            Pattern::node("Conv", |op| matches!(op, Op::Conv(_)), [
-                dequantized().shared().named("a"),
-                dequantized().shared().named("b"),
-            ])
+            Pattern::node(
+                "Conv",
+                |op| matches!(op, Op::Conv(_)),
+                [dequantized().shared().named("a"), dequantized().shared().named("b")],
+            )
             .and_more_inputs(),
             integer_convolution,
         ),
@@ -182,7 +195,8 @@ fn written_out(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
         (DType::I8, zero) if zero.fract() == 0.0 && (-128.0..=127.0).contains(&zero) => Some(zero),
         (_, zero) => return Err(Reject::because(format!("{zero} is no zero point of {dtype}"))),
     };
-    let mut inputs = vec![Some(r.new_value(integers)), Some(r.fold(&Op::Reshape(Reshape { shape: extents.clone() }), &[scale])?)];
+    let mut inputs =
+        vec![Some(r.new_value(integers)), Some(r.fold(&Op::Reshape(Reshape { shape: extents.clone() }), &[scale])?)];
     if let Some(zero) = zero {
         let count = extents.first().and_then(Dim::as_num).unwrap_or(1);
         let shape: Vec<usize> = extents.iter().filter_map(Dim::as_num).collect();

@@ -11,16 +11,13 @@ use crate::rule::{Pattern, Reject, Rule};
 pub(crate) fn rules() -> Vec<Rule> {
     let slice = |x| Pattern::node("Slice", |op| matches!(op, Op::Slice(_)), [x]);
     let x = || Pattern::value("x");
-    let rotated = Pattern::node(
-        "Concat",
-        |op| matches!(op, Op::Concat(_)),
-        [Pattern::unary(Unary::Neg, slice(x())), slice(x())],
-    );
-    let pattern = Pattern::sum(
-        Pattern::product(x(), Pattern::value("cos")),
-        Pattern::product(rotated, Pattern::value("sin")),
-    );
+    let rotated =
+        Pattern::node("Concat", |op| matches!(op, Op::Concat(_)), [Pattern::unary(Unary::Neg, slice(x())), slice(x())]);
+    let pattern =
+        Pattern::sum(Pattern::product(x(), Pattern::value("cos")), Pattern::product(rotated, Pattern::value("sin")));
     vec![Rule::new("rotary-embedding", "x cos + rotate(x) sin becomes RotaryEmbedding", pattern, |_| {
-        Err(Reject::because("cosines and sines come as tables, and RotaryEmbedding computes them from positions: it runs as written"))
+        Err(Reject::because(
+            "cosines and sines come as tables, and RotaryEmbedding computes them from positions: it runs as written",
+        ))
     })]
 }

@@ -6,9 +6,7 @@ use crate::rule::{Pattern, Rule};
 
 pub(crate) fn rules() -> Vec<Rule> {
     let x = || Pattern::value("x");
-    let shifted = Pattern::optional(x(), |x| {
-        Pattern::binary(Binary::Sub, x.clone(), reduce(ReduceKind::Max, x))
-    });
+    let shifted = Pattern::optional(x(), |x| Pattern::binary(Binary::Sub, x.clone(), reduce(ReduceKind::Max, x)));
     let e = Pattern::unary(Unary::Exp, shifted).named("e");
     vec![
         Rule::new(

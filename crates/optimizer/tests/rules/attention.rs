@@ -149,7 +149,10 @@ fn probabilities_that_are_an_output_keep_attention_apart() {
     b.graph.output(p);
     let (_, report) = optimized(b.output(y));
     let rule = report.rule("attention").unwrap();
-    assert_eq!((rule.fired, rule.near_misses[0].reason.as_str()), (0, "the result of Softmax \"Softmax\" is used elsewhere, too"));
+    assert_eq!(
+        (rule.fired, rule.near_misses[0].reason.as_str()),
+        (0, "the result of Softmax \"Softmax\" is used elsewhere, too")
+    );
 }
 
 #[test]

@@ -164,12 +164,15 @@ pub(crate) fn inputs(graph: &Graph) -> Vec<Tensor> {
             DType::F32 => Tensor::from_slice(&shape, &floats),
             DType::I64 => Tensor::from_slice(&shape, &small.collect::<Vec<i64>>()),
             DType::I32 => Tensor::from_slice(&shape, &small.map(|n| n as i32).collect::<Vec<i32>>()),
-            DType::U8 => Tensor::from_slice(&shape, &floats.iter().map(|x| (x.abs() * 120.0) as u8).collect::<Vec<u8>>()),
+            DType::U8 => {
+                Tensor::from_slice(&shape, &floats.iter().map(|x| (x.abs() * 120.0) as u8).collect::<Vec<u8>>())
+            }
             DType::I8 => Tensor::from_slice(&shape, &floats.iter().map(|x| (x * 60.0) as i8).collect::<Vec<i8>>()),
             // The first of each row is true.
             DType::Bool => {
                 let last = shape.last().copied().unwrap_or(1);
-                let bytes: Vec<u8> = floats.iter().enumerate().map(|(i, x)| u8::from(i % last == 0 || *x > 0.0)).collect();
+                let bytes: Vec<u8> =
+                    floats.iter().enumerate().map(|(i, x)| u8::from(i % last == 0 || *x > 0.0)).collect();
                 Tensor::from_bytes(DType::Bool, &shape, &bytes)
             }
             other => Tensor::zeroed(other, &shape),

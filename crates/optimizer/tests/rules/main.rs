@@ -6,6 +6,7 @@ mod attention;
 mod graphs;
 mod movement;
 mod normalization;
+mod past;
 mod quantization;
 mod random;
 mod report;

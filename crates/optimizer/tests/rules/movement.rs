@@ -1,7 +1,7 @@
 //! Transposes and reshapes.
 
-use core_tensor::{Dim, Tensor};
 use core_tensor::op::{Op, Pad, PadMode, Unary};
+use core_tensor::{Dim, Tensor};
 
 use crate::graphs::{Build, dims, operators, optimized, sym};
 

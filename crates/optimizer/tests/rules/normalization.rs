@@ -125,7 +125,10 @@ fn a_normalization_over_the_variance_of_something_else_stays() {
     let y = b.div(x, root);
     let (text, report) = optimized(b.output(y));
     assert!(!text.contains("RMSNormalization"), "{text}");
-    assert_eq!(report.rule("rms-norm").unwrap().near_misses[0].reason, "5 of 5 nodes are there, then x is expected and \"x1\" found");
+    assert_eq!(
+        report.rule("rms-norm").unwrap().near_misses[0].reason,
+        "5 of 5 nodes are there, then x is expected and \"x1\" found"
+    );
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use core_tensor::op::{Binary, Op, Reshape, Unary};
 use core_tensor::{DType, Graph};
-use polaris_optimizer::{OptimizeOptions, Pass, Pattern, Reject, Rule, built_in_rules, optimize, optimize_with_options};
+use polaris_optimizer::{
+    OptimizeOptions, Pass, Pattern, Reject, Rule, built_in_rules, optimize, optimize_with_options,
+};
 
 use crate::graphs::{Build, sym};
 
@@ -54,7 +56,6 @@ fn a_replacement_of_another_type_is_refused() {
     assert_eq!(reason("refusing"), "it does not want to");
     assert!(report.explain().contains("node \"y\": it does not want to"), "{}", report.explain());
 }
-
 
 #[test]
 fn outputs_keep_their_names() {

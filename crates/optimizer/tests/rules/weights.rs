@@ -50,7 +50,10 @@ fn a_sum_of_images_is_no_bias() {
     let y = b.add(y, other);
     let (_, report) = optimized(b.output(y));
     let rule = report.rule("convolution-bias").unwrap();
-    assert_eq!((rule.fired, rule.near_misses[0].reason.as_str()), (0, "the constant [3, 5, 5] is not one number per channel"));
+    assert_eq!(
+        (rule.fired, rule.near_misses[0].reason.as_str()),
+        (0, "the constant [3, 5, 5] is not one number per channel")
+    );
 }
 
 #[test]
