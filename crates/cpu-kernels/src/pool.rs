@@ -51,6 +51,14 @@ impl Step for PoolStep {
     }
 }
 
+/// The greater of each lane; a NaN where either is one.
+#[inline(always)]
+fn greater<S: Simd>(s: S, a: S::F, b: S::F) -> S::F {
+    // One of the two gives a, the other b where either is a NaN; elsewhere they are equal.
+    let (first, second) = (s.f_max(a, b), s.f_max(b, a));
+    s.f_from_bits(s.i_or(s.f_to_bits(first), s.f_to_bits(second)))
+}
+
 /// A row of results.
 struct Row<'a> {
     step: &'a PoolStep,
@@ -96,8 +104,7 @@ impl Kernel for Row<'_> {
                         let at = (y * self.x_extent.width.cast_signed() + x).cast_unsigned() * BLOCK + lane;
                         // SAFETY: the element lies inside of the image.
                         let value = unsafe { s.f_load(self.x.add(at)) };
-                        // In this order a NaN that comes stays.
-                        acc = if is_max { s.f_max(acc, value) } else { s.f_add(acc, value) };
+                        acc = if is_max { greater(s, acc, value) } else { s.f_add(acc, value) };
                     }
                 }
                 if !is_max && scale > 0.0 {
