@@ -53,6 +53,12 @@ pub fn open(path: &Path, options: &GraphOptions) -> Result<GraphFile, Error> {
     }
     about.extend(model.metadata().map(|(key, value)| (key.to_owned(), value.to_owned())));
     let import = ImportOptions { extents: options.extents.clone(), ..ImportOptions::default() };
-    let graph = model.graph(&import)?;
+    let graph = match model.graph(&import) {
+        // A branch that these extents never take may not fit them; with symbols that is found when it is taken.
+        Err(error) if import.extents != Bindings::new() => {
+            model.graph(&ImportOptions::default()).map_err(|_| error)?
+        }
+        graph => graph?,
+    };
     Ok(GraphFile { path: path.to_owned(), format: "ONNX", about, graph })
 }
