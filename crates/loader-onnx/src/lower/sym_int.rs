@@ -85,10 +85,10 @@ impl SymInt {
             (Num(0), _) | (_, Num(0)) => Num(0),
             (Num(1), x) | (x, Num(1)) => x.clone(),
             (Num(-1), x) | (x, Num(-1)) => x.neg(),
-            (SymInt::Dim(a), SymInt::Dim(b)) => SymInt::of(a.clone().mul(b.clone())),
+            (SymInt::Dim(a), SymInt::Dim(b)) => SymInt::of(product(&[a.clone(), b.clone()])),
             (SymInt::Dim(a), Num(n)) | (Num(n), SymInt::Dim(a)) => match usize::try_from(n.unsigned_abs()) {
                 Ok(m) => {
-                    let product = SymInt::of(a.clone().mul(Dim::Num(m)));
+                    let product = SymInt::of(product(&[a.clone(), Dim::Num(m)]));
                     if *n < 0 { product.neg() } else { product }
                 }
                 Err(_) => Unknown,
