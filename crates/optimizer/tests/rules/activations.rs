@@ -1,5 +1,7 @@
 //! Activations and softmax.
 
+use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
+
 use core_tensor::ValueId;
 use core_tensor::op::{Binary, ReduceKind, Scalar, Unary};
 
@@ -14,7 +16,7 @@ fn left(f: impl FnOnce(&mut Build, ValueId) -> ValueId) -> String {
 }
 
 fn erf_gate(b: &mut Build, x: ValueId, divide: bool) -> ValueId {
-    let (root, one) = (b.number(if divide { 1.414_213_5 } else { 0.707_106_77 }), b.number(1.0));
+    let (root, one) = (b.number(if divide { SQRT_2 } else { FRAC_1_SQRT_2 }), b.number(1.0));
     let scaled = if divide { b.div(x, root) } else { b.mul(root, x) };
     let erf = b.unary(Unary::Erf, scaled);
     b.add(one, erf)

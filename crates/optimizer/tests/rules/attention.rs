@@ -51,7 +51,7 @@ fn attention_with_scaled_operands_and_a_condition_is_found() {
     let flat = b.reshape(k, &[sym("batch").mul(HEADS.into()), sym("tokens"), DIM.into()]);
     let flat = b.transpose(flat, &[0, 2, 1]);
     let k = b.reshape(flat, &[sym("batch"), HEADS.into(), DIM.into(), sym("tokens")]);
-    let root = b.number(0.707_106_77);
+    let root = b.number(std::f32::consts::FRAC_1_SQRT_2);
     let (q, k) = (b.mul(q, root), b.mul(k, root));
     let scores = b.matmul(q, k);
     let (zero, least) = (b.number(0.0), b.number(f32::NEG_INFINITY));
