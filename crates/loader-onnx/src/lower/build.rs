@@ -351,7 +351,7 @@ impl<'a> Lower<'a> {
     }
 
     /// One extent moved to the end; the permutation that undoes it comes with it.
-    pub(crate) fn to_last(&mut self, x: &Operand, axis: usize) -> Res<(Operand, Vec<usize>)> {
+    pub(crate) fn axis_last(&mut self, x: &Operand, axis: usize) -> Res<(Operand, Vec<usize>)> {
         let rank = x.rank();
         let perm: Vec<usize> = (0..rank).filter(|i| *i != axis).chain([axis]).collect();
         let back: Vec<usize> = (0..axis).chain([rank - 1]).chain(axis..rank - 1).collect();
@@ -367,7 +367,7 @@ impl<'a> Lower<'a> {
             && matches!(to, DType::I64 | DType::I32)
             && !ints.contains(&SymInt::Unknown)
         {
-            return self.integers(to, &x.shape().to_vec(), ints.to_vec());
+            return self.integers(to, x.shape(), ints.to_vec());
         }
         if held(x.dtype()) == held(to) && !x.dtype().is_int() && matches!(to, DType::F32) {
             return self.declare(x, to);

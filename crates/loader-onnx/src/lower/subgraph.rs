@@ -66,6 +66,9 @@ pub(crate) struct Iteration {
     pub(crate) scanned: Vec<Operand>,
 }
 
+/// Lowers the body of a loop: takes the iteration, the condition and the carried values.
+pub(crate) type Body<'f, 'a> = dyn FnMut(&mut Lower<'a>, &Operand, &Operand, &[Operand]) -> Res<Iteration> + 'f;
+
 impl<'a> Lower<'a> {
     /// Lowers a graph in the place where it is: gives its outputs for these inputs.
     pub(crate) fn inline(&mut self, proto: &'a GraphProto, call: &Call<'a>, inputs: &[Value]) -> Res<Vec<Value>> {
@@ -199,7 +202,7 @@ impl<'a> Lower<'a> {
         condition: Option<&Operand>,
         first: &[Operand],
         len: Option<Dim>,
-        body: &mut dyn FnMut(&mut Self, &Operand, &Operand, &[Operand]) -> Res<Iteration>,
+        body: &mut Body<'_, 'a>,
     ) -> Res<Vec<Operand>> {
         let before = self.symbols.clone();
         let mut shapes: Vec<Vec<Dim>> = first.iter().map(|operand| operand.shape().to_vec()).collect();

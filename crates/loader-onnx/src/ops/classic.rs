@@ -18,7 +18,7 @@ fn array_feature_extractor<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Ve
         return fail("its input has no features");
     }
     let count = indices.count();
-    let indices = lower.reshape(&indices, &[count.clone()])?;
+    let indices = lower.reshape(&indices, std::slice::from_ref(&count))?;
     let y = lower.gather(&x, x.rank() - 1, &indices)?;
     if x.rank() == 1 { one(lower.reshape(&y, &[Dim::Num(1), count])?) } else { one(y) }
 }

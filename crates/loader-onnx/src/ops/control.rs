@@ -62,7 +62,7 @@ fn keeps(graph: &crate::proto::GraphProto) -> bool {
 
 fn repeat<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let body = call.attributes.graph("body")?;
-    let most = call.optional(0)?.map(|most| most.clone());
+    let most = call.optional(0)?.cloned();
     let condition = call.optional(1)?.cloned();
     let given: Vec<Value> =
         call.inputs.iter().skip(2).map(|value| value.clone().unwrap_or(Value::Optional(None))).collect();

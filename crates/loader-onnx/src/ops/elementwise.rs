@@ -153,7 +153,7 @@ pub(super) fn apply(lower: &mut Lower<'_>, op: Unary, x: &Operand) -> Res<Operan
     };
     match ints {
         Some(ints) if !x.is_constant() && !ints.contains(&SymInt::Unknown) => {
-            lower.integers(x.dtype(), &x.shape().to_vec(), ints)
+            lower.integers(x.dtype(), x.shape(), ints)
         }
         ints => {
             let y = lower.unary(op, x)?;

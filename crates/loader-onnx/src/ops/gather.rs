@@ -44,7 +44,7 @@ fn gather<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         };
         if let Some(picked) = places.iter().map(pick).collect::<Option<Vec<_>>>() {
             if !picked.contains(&SymInt::Unknown) {
-                return one(lower.integers(x.dtype(), &indices.shape().to_vec(), picked)?);
+                return one(lower.integers(x.dtype(), indices.shape(), picked)?);
             }
             let y = lower.gather(&x, at, &indices)?;
             return one(lower.with_ints(y, Some(picked)));
@@ -194,7 +194,7 @@ fn reverse_sequence<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value
     for _ in 2..x.rank() {
         from = lower.unsqueeze(&from, &[from.rank()])?;
     }
-    let from = lower.expand(&from, &x.shape().to_vec())?;
+    let from = lower.expand(&from, x.shape())?;
     one(lower.op(Op::GatherElements(GatherElements { axis: time as isize }), &[&x, &from])?)
 }
 
@@ -226,7 +226,7 @@ fn tensor_scatter<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>>
         let len = lower.integers(DType::I64, &[], vec![SymInt::of(past.shape()[at].clone())])?;
         places = lower.binary(Binary::Mod, &places, &len)?;
     }
-    let places = lower.expand(&places, &update.shape().to_vec())?;
+    let places = lower.expand(&places, update.shape())?;
     let op = ScatterElements { axis: at as isize, reduction: ScatterReduction::None };
     one(lower.op(Op::ScatterElements(op), &[&past, &places, &update])?)
 }

@@ -200,8 +200,8 @@ fn diagonal(lower: &mut Lower<'_>, operand: Labelled) -> Res<Labelled> {
     while let Some((a, b)) =
         (0..labels.len()).flat_map(|b| (0..b).map(move |a| (a, b))).find(|(a, b)| labels[*a] == labels[*b])
     {
-        let (lead, _) = lower.to_last(&x, b)?;
-        let (both, _) = lower.to_last(&lead, a)?;
+        let (lead, _) = lower.axis_last(&x, b)?;
+        let (both, _) = lower.axis_last(&lead, a)?;
         // [..., n, n]: the places i·n + i of n·n elements.
         let n = x.shape()[b].clone();
         let rank = both.rank();

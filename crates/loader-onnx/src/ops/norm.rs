@@ -58,7 +58,7 @@ pub(super) fn layer_norm(
     let Some(y) = lower.ops(Op::LayerNormalization(LayerNormalization { epsilon }), inputs)?.pop() else {
         return fail("no result");
     };
-    let y = lower.reshape(&y, &x.shape().to_vec())?;
+    let y = lower.reshape(&y, x.shape())?;
     lower.back(y, dtype)
 }
 
@@ -120,7 +120,7 @@ pub(super) fn rms_norm(
     };
     let w = flat_weight(lower, &w, &extents)?;
     let y = lower.op(Op::RmsNormalization(RmsNormalization { epsilon }), &[&flat, &w])?;
-    let y = lower.reshape(&y, &x.shape().to_vec())?;
+    let y = lower.reshape(&y, x.shape())?;
     lower.back(y, x.dtype())
 }
 
@@ -154,7 +154,7 @@ fn batch_normalization<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Va
         let squares = lower.mul(&centered, &centered)?;
         let variance = reduce(lower, ReduceKind::Mean, &squares, &places, true)?;
         for (i, now) in [(2, mean), (3, variance)] {
-            let now = lower.reshape(&now, &vectors[i].shape().to_vec())?;
+            let now = lower.reshape(&now, vectors[i].shape())?;
             let (old, new) =
                 (lower.scalar(x.dtype(), f64::from(momentum))?, lower.scalar(x.dtype(), 1.0 - f64::from(momentum))?);
             let (old, new) = (lower.mul(&vectors[i].clone(), &old)?, lower.mul(&now, &new)?);

@@ -118,7 +118,8 @@ fn max_unpool<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let zero = lower.scalar(x.dtype(), 0.0)?;
     let zeros = lower.expand(&zero, &[count])?;
     let flat = x.count();
-    let (updates, places) = (lower.reshape(&x, &[flat.clone()])?, lower.reshape(&indices, &[flat])?);
+    let (updates, places) =
+        (lower.reshape(&x, std::slice::from_ref(&flat))?, lower.reshape(&indices, std::slice::from_ref(&flat))?);
     let op = Op::ScatterElements(ScatterElements { axis: 0, reduction: ScatterReduction::None });
     let y = lower.op(op, &[&zeros, &places, &updates])?;
     let y = lower.reshape(&y, &shape)?;

@@ -120,7 +120,7 @@ fn along<'a>(
         if rest.iter().any(|dim| *dim != Dim::Num(1)) || at == x.rank() {
             let flat = flattened(lower, x, at)?;
             let y = f(lower, &flat)?;
-            return lower.reshape(&y, &x.shape().to_vec());
+            return lower.reshape(&y, x.shape());
         }
         return along_axis(lower, x, at, f);
     }
@@ -135,7 +135,7 @@ pub(super) fn along_axis<'a>(
     at: usize,
     f: impl FnOnce(&mut Lower<'a>, &Operand) -> Res<Operand>,
 ) -> Res<Operand> {
-    let (x, back) = lower.to_last(x, at)?;
+    let (x, back) = lower.axis_last(x, at)?;
     let y = f(lower, &x)?;
     lower.transpose(&y, &back)
 }
@@ -178,7 +178,7 @@ fn arg<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     if call.proto.op_type() == "ArgMin" {
         x = lower.unary(Unary::Neg, &x)?;
     }
-    let (mut x, _) = lower.to_last(&x, at)?;
+    let (mut x, _) = lower.axis_last(&x, at)?;
     let extent = x.shape().last().cloned().unwrap_or(Dim::Num(1));
     if last {
         let (place, end) = (x.rank() - 1, extent.clone().sub(Dim::Num(1)));
@@ -221,7 +221,7 @@ fn top_k<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
             _ => return fail("k must be one number"),
         }
     };
-    let (last, back) = lower.to_last(&x, at)?;
+    let (last, back) = lower.axis_last(&x, at)?;
     let (values, places) = match k {
         Dim::Num(k) if largest && k > 0 && held(x.dtype()) == DType::F32 => {
             let mut both = lower.ops(Op::TopK(TopK { k }), &[Some(&last)])?.into_iter();

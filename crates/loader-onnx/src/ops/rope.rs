@@ -43,7 +43,7 @@ pub(super) fn rotate(
     let y = if interleaved {
         let (real, imaginary) = (lower.unsqueeze(&real, &[4])?, lower.unsqueeze(&imaginary, &[4])?);
         let y = lower.concat(&[real, imaginary], 4)?;
-        lower.reshape(&y, &head.shape().to_vec())?
+        lower.reshape(&y, head.shape())?
     } else {
         lower.concat(&[real, imaginary], 3)?
     };

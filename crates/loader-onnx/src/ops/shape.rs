@@ -607,7 +607,7 @@ fn range<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         let all: Option<Vec<SymInt>> =
             (0..*n as i64).map(|i| Some(SymInt::Num(a.checked_add(i.checked_mul(step)?)?))).collect();
         if let Some(all) = all {
-            return one(lower.integers(start.dtype(), &[len.clone()], all)?);
+            return one(lower.integers(start.dtype(), std::slice::from_ref(&len), all)?);
         }
     }
     // Constants fold where the length is known; data-dependent ones get it when the node has run.

@@ -91,7 +91,7 @@ fn embed_layer_normalization<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<
         }
         None => {
             let zero = lower.scalar(DType::I32, 0.0)?;
-            lower.expand(&zero, &ids.shape()[..1].to_vec())?
+            lower.expand(&zero, &ids.shape()[..1])?
         }
     };
     Ok(vec![y.into(), counts.into(), sum.into()])
