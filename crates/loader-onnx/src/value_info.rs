@@ -125,7 +125,7 @@ fn shape(proto: &TensorShapeProto) -> Result<Vec<Extent>, Fault> {
             _ if *n == -1 => Ok(Extent::Unknown),
             _ => Err(Fault::Extent { extent: *n }),
         },
-        Some(dimension::Value::DimParam(name)) if !name.is_empty() => Ok(Extent::Named(name.clone())),
+        Some(dimension::Value::DimParam(name)) if !name.is_empty() && name != "?" => Ok(Extent::Named(name.clone())),
         _ => Ok(Extent::Unknown),
     };
     proto.dim.iter().map(|dim| extent(&dim.value)).collect()

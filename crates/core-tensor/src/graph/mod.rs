@@ -463,6 +463,17 @@ impl Graph {
             return Err(GraphError::InputCount { expected: self.inputs.len(), found: tensors.len() });
         }
         let mut bindings = outer.clone();
+        // Plain symbols of all inputs first: an expression in one input may need those of a later one.
+        for expressions in [false, true] {
+            for (id, tensor) in self.inputs.iter().zip(tensors) {
+                let Some((_, shape)) = self.tensor_type(*id) else { continue };
+                for (dim, extent) in shape.iter().zip(tensor.shape()) {
+                    if matches!(dim, Dim::Expr(_)) == expressions {
+                        bindings.bind_shape(std::slice::from_ref(dim), std::slice::from_ref(extent));
+                    }
+                }
+            }
+        }
         for (id, tensor) in self.inputs.iter().zip(tensors) {
             let value = self.value(*id);
             let fits = value.ty.as_tensor().is_some_and(|(dtype, shape)| {
