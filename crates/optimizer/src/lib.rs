@@ -29,8 +29,10 @@ mod rule;
 mod rules;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use core_tensor::{Graph, GraphError, Rewriter, ValueSource};
+use core_tensor::op::{If, Loop, Op};
+use core_tensor::{Graph, GraphError, Node, Rewriter, ValueSource};
 
 use report::weight_bytes;
 use rule::RuleReports;
@@ -263,11 +265,39 @@ pub fn optimize_with_options(mut graph: Graph, options: &OptimizeOptions) -> Res
             }
         }
     }
-    graph = with_output_names(graph, &names).map_err(|source| OptimizerError::Pass { pass: "outputs", source })?;
     report.rules = cx.rules.into_values().collect();
+    graph = with_subgraphs(graph, options, &mut report)?;
+    graph = with_output_names(graph, &names).map_err(|source| OptimizerError::Pass { pass: "outputs", source })?;
     report.nodes_after = graph.nodes().len();
     report.weight_bytes_after = weight_bytes(&graph);
     Ok((graph, report))
+}
+
+/// Optimizes the graphs within nodes (branches, bodies of loops). What is done there is counted with the rest, but for the nodes.
+fn with_subgraphs(graph: Graph, options: &OptimizeOptions, report: &mut Report) -> Result<Graph, OptimizerError> {
+    if graph.nodes().iter().all(|node| node.op.subgraphs().is_empty()) {
+        return Ok(graph);
+    }
+    let mut inner = |graph: &Arc<Graph>| -> Result<Arc<Graph>, OptimizerError> {
+        let (graph, inner) = optimize_with_options(Graph::clone(graph), options)?;
+        report.include(&inner);
+        Ok(Arc::new(graph))
+    };
+    let mut rewriter = Rewriter::new(&graph);
+    for node in graph.nodes() {
+        let op = match &node.op {
+            Op::If(op) => Op::If(If {
+                then_branch: inner(&op.then_branch)?,
+                else_branch: inner(&op.else_branch)?,
+                outputs: op.outputs.clone(),
+            }),
+            Op::Loop(op) => Op::Loop(Loop { body: inner(&op.body)?, carried: op.carried, outputs: op.outputs.clone() }),
+            other => other.clone(),
+        };
+        let node = Node { op, ..node.clone() };
+        rewriter.copy(&node).map_err(|source| OptimizerError::Pass { pass: "subgraphs", source })?;
+    }
+    Ok(rewriter.finish())
 }
 
 /// Gives outputs their names back. Outputs that became one value, or an input or a weight, get a node of their own where the name would be lost.
@@ -288,7 +318,7 @@ fn with_output_names(graph: Graph, names: &[String]) -> Result<Graph, GraphError
         let shape = new.tensor_type(id).map(|(_, shape)| shape.to_vec()).unwrap_or_default();
         let id = match own || new.value(id).name == *name {
             true => id,
-            false => new.add(name, core_tensor::op::Op::Reshape(core_tensor::op::Reshape { shape }), &[id])?,
+            false => new.add(name, Op::Reshape(core_tensor::op::Reshape { shape }), &[id])?,
         };
         new.rename(id, name);
         new.output(id);

@@ -73,6 +73,25 @@ impl Report {
         self.rules.iter().find(|rule| rule.name == name)
     }
 
+    /// Adds what was done to a graph within this one.
+    pub(crate) fn include(&mut self, inner: &Report) {
+        for pass in &inner.passes {
+            if let Some(known) = self.passes.iter_mut().find(|known| known.name == pass.name) {
+                known.changed += pass.changed;
+            }
+        }
+        for rule in &inner.rules {
+            match self.rules.iter_mut().find(|known| known.name == rule.name) {
+                Some(known) => {
+                    known.fired += rule.fired;
+                    known.near_miss_count += rule.near_miss_count;
+                    known.near_misses.extend(rule.near_misses.iter().cloned());
+                }
+                None => self.rules.push(rule.clone()),
+            }
+        }
+    }
+
     /// Everything, for people: which rules fired, which nearly did and why not.
     #[must_use]
     pub fn explain(&self) -> String {

@@ -72,3 +72,24 @@ fn outputs_keep_their_names() {
     let names: Vec<&str> = graph.outputs().iter().map(|id| graph.value(*id).name.as_str()).collect();
     assert_eq!(names, ["one", "two", "three", "four"]);
 }
+
+#[test]
+fn graphs_within_nodes_are_optimized_too() {
+    let branch = |exponent: f32| {
+        let mut b = Build::new();
+        let x = b.input(&[4.into()]);
+        let y = b.pow(x, exponent);
+        std::sync::Arc::new(b.output(y))
+    };
+    let mut graph = Graph::new("choice");
+    let condition = graph.input("condition", DType::Bool, &[]);
+    let x = graph.input("x", DType::F32, &[4.into()]);
+    let outputs = vec![core_tensor::ValueType::tensor(DType::F32, &[4.into()])];
+    let choice = core_tensor::op::If { then_branch: branch(2.0), else_branch: branch(-1.0), outputs };
+    let y = graph.add("y", Op::If(choice), &[condition, x]).unwrap();
+    graph.output(y);
+    let (graph, report) = optimize(graph).unwrap();
+    let inner: Vec<&str> = graph.nodes()[0].op.subgraphs().iter().map(|graph| graph.nodes()[0].op.name()).collect();
+    assert_eq!(inner, ["Mul", "Reciprocal"]);
+    assert_eq!(report.rule("square").map(|rule| rule.fired), Some(1));
+}
