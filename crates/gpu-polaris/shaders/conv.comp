@@ -2,8 +2,8 @@
 //@ each R,C = 1,8 4,8 1,16 3,16 1,32 2,32
 //@ gcn4 unit mac 4*R*C
 //@ gcn4 spec 0=64 3=3 4=3
-//@ gcn4 goal min_mac_share=0.8 min_waves=4 when C=16 R=3
-//@ gcn4 goal min_mac_share=0.85 min_waves=3 when C=32 R=2
+//@ gcn4 goal min_mac_share=0.7 min_waves=3 max_valu_per_unit=1.1 when C=32 R=2
+//@ gcn4 goal min_waves=5 max_valu_per_unit=1.1 when C=32 R=1
 // Convolution over two spatial extents. Lanes are places of the result, R of each lane; C channels of it are computed at once. Each element of
 // the image is loaded by the lanes of a wave side by side and multiplied by weights that are the same for all of them: these come through
 // scalar loads and enter v_mac as its scalar operand. Nothing is unfolded into memory, and there is no shared memory in the main loop.

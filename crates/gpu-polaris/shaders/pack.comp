@@ -13,9 +13,9 @@ layout(constant_id = 2) const uint ACTIVATION = 0;
 
 layout(push_constant) uniform Push {
   uint rows;    // extent
-  uint width;   // of a row of X (of the gate)
-  uint padded;  // the same in whole blocks
-  uint stride;  // floats from row to row of X
+  uint width_word;  // of a row of X (of the gate): extent
+  uint padded_word; // the same in whole blocks: extent
+  uint stride_word; // floats from row to row of X: extent
   float p;      // of the function
   float q;
 };
@@ -29,7 +29,7 @@ layout(set = 0, binding = 5, std430) writeonly buffer Y { float y[]; };
 // One more, so that lanes that read down a column hit different banks.
 shared float tile[64 * (C + 1)];
 
-float value(uint row, uint k) {
+float value(uint row, uint k, uint stride) {
   if (MODE == 3u) {
     const uint at = row * stride + (k >> 6) * 128u + (k & 63u);
     return apply_unary(ACTIVATION, x[at]) * x[at + 64u];
@@ -45,11 +45,12 @@ float value(uint row, uint k) {
 // A workgroup of 64 threads takes 64 elements along k of C rows.
 void main() {
   const uint lane = gl_LocalInvocationID.x, k0 = gl_WorkGroupID.x * 64u, row0 = gl_WorkGroupID.y * C;
+  const uint width = extent(width_word), padded = extent(padded_word), stride = extent(stride_word);
   // Of several matrices each has tiles of its own.
   const uint n = extent(rows), k = k0 + lane, first = gl_WorkGroupID.z * n;
   [[unroll]] for (uint c = 0u; c < C; ++c) {
     const bool inside = row0 + c < n && k < width;
-    tile[lane * (C + 1u) + c] = inside ? value(first + row0 + c, k) : 0.0;
+    tile[lane * (C + 1u) + c] = inside ? value(first + row0 + c, k, stride) : 0.0;
   }
   barrier();
   const uint base = ((gl_WorkGroupID.z * gl_NumWorkGroups.y + gl_WorkGroupID.y) * padded + k0) * C;
