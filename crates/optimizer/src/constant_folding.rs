@@ -9,7 +9,11 @@ use crate::Rewritten;
 /// fails where it is run.
 pub(crate) fn run(graph: &Graph, growth: usize) -> Result<Rewritten, GraphError> {
     let quantized = quantized_weights(graph);
-    let folds = |node: &Node| is_constant(graph, node, growth) && !node.outputs.iter().any(|id| quantized[id.index()]);
+    let multiplied = multiplied_with(graph);
+    let folds = |node: &Node| {
+        let growth = if node.outputs.iter().any(|id| multiplied[id.index()]) { LARGEST_WEIGHT.max(growth) } else { growth };
+        is_constant(graph, node, growth) && !node.outputs.iter().any(|id| quantized[id.index()])
+    };
     if !graph.nodes().iter().any(folds) {
         return Ok(None);
     }
@@ -49,6 +53,22 @@ fn is_constant(graph: &Graph, node: &Node, growth: usize) -> bool {
         sum.checked_add(byte_len(dtype, &extents).ok()?)
     });
     to.is_some_and(|to| to <= from.saturating_add(growth))
+}
+
+/// Bytes that a folded weight of a product or convolution may have: as an intermediate result it would take the same memory, and no kernel could pack it.
+const LARGEST_WEIGHT: usize = 512 << 20;
+
+/// Values that products and convolutions take as their weights.
+fn multiplied_with(graph: &Graph) -> Vec<bool> {
+    let mut multiplied = vec![false; graph.values().len()];
+    for node in graph.nodes() {
+        if matches!(node.op, Op::MatMul(_) | Op::Conv(_) | Op::ConvTranspose(_))
+            && let Some(Some(id)) = node.inputs.get(1)
+        {
+            multiplied[id.index()] = true;
+        }
+    }
+    multiplied
 }
 
 /// Operators that give the same without inputs, as soon as extents are numbers.
