@@ -255,7 +255,11 @@ fn main() {
     let encoder = Encoder { o: &o, graph: Graph::new("encoder"), seed: 0x1234_5678_9abc_def1 };
     let graph = Arc::new(encoder.build().expect("a graph"));
     let kind = if o.q8 { ActivationKind::Q8 } else { ActivationKind::F32 };
-    let options = CpuOptions::default().with_threads(o.threads).with_profile(o.profile).with_activations(kind);
+    let options = CpuOptions::default()
+        .with_threads(o.threads)
+        .with_profile(o.profile)
+        .with_activations(kind)
+        .with_dequantized(kind);
     let cpu = CpuBackend::new(options);
     let bounds = Bindings::new().with("batch", o.batch).with("tokens", o.tokens);
     let weights = cpu.load_weights(&graph, &mut |_, _| ControlFlow::Continue(())).expect("weights");

@@ -24,13 +24,25 @@ pub struct CpuOptions {
     /// The shortest form that activations may be rounded to; each product takes the fastest form it has within that. `Q8`:
     /// 8 bits with quantized weights, 16 with 16-bit floats. `I16`: the latter only. `F32`: nothing is rounded.
     pub activations: ActivationKind,
+    /// The same for weights of 8 bits that the graph itself dequantizes (quantized ONNX models): `F32` unless asked for otherwise, since that is
+    /// what such a graph says. `Q8` multiplies them with activations of 8 bits.
+    pub dequantized: ActivationKind,
+    /// Whether programs with very little work run on one thread, which is done before others have woken.
+    pub small_alone: bool,
     /// Times every step of every run; [`Program::to_text`] then shows the sums.
     pub profile: bool,
 }
 
 impl Default for CpuOptions {
     fn default() -> CpuOptions {
-        CpuOptions { threads: 0, level: None, activations: ActivationKind::Q8, profile: false }
+        CpuOptions {
+            threads: 0,
+            level: None,
+            activations: ActivationKind::Q8,
+            dequantized: ActivationKind::F32,
+            small_alone: true,
+            profile: false,
+        }
     }
 }
 
@@ -49,6 +61,13 @@ impl CpuOptions {
         self
     }
 
+    /// These options with small programs on one thread, or on all.
+    #[must_use]
+    pub fn with_small_alone(mut self, small_alone: bool) -> CpuOptions {
+        self.small_alone = small_alone;
+        self
+    }
+
     /// These options with steps timed or not.
     #[must_use]
     pub fn with_profile(mut self, profile: bool) -> CpuOptions {
@@ -62,6 +81,13 @@ impl CpuOptions {
         self.activations = activations;
         self
     }
+
+    /// These options with a kind of activations for weights that the graph itself dequantizes.
+    #[must_use]
+    pub fn with_dequantized(mut self, dequantized: ActivationKind) -> CpuOptions {
+        self.dequantized = dequantized;
+        self
+    }
 }
 
 /// The CPU as a backend.
@@ -69,6 +95,8 @@ pub struct CpuBackend {
     pool: Arc<ThreadPool>,
     level: Level,
     activations: ActivationKind,
+    dequantized: ActivationKind,
+    small_alone: bool,
     profile: bool,
 }
 
@@ -82,6 +110,8 @@ impl CpuBackend {
             pool: Arc::new(ThreadPool::new(threads)),
             level: options.level.unwrap_or_else(Level::best),
             activations: options.activations,
+            dequantized: options.dequantized,
+            small_alone: options.small_alone,
             profile: options.profile,
         }
     }
@@ -136,6 +166,8 @@ impl Backend for CpuBackend {
             pool: self.pool.clone(),
             level: self.level,
             activations: self.activations,
+            dequantized: self.dequantized,
+            small_alone: self.small_alone,
             profile: self.profile,
         };
         Ok(Arc::new(compile::compile(graph, weights, bounds, &options)?))

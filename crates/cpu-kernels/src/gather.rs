@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use core_tensor::op::OpError;
 use core_tensor::{DType, ValueId};
 
+use crate::compile::QuantizedWeight;
 use crate::program::{RunContext, Step};
 
 /// Takes rows along one extent, from a table of any weight dtype (along the first) or from a value.
@@ -18,6 +19,8 @@ pub(crate) struct GatherRows {
     pub(crate) axis: usize,
     pub(crate) y: ValueId,
     pub(crate) dtype: DType,
+    /// What the data is the dequantized form of, if the rows are dequantized here.
+    pub(crate) quantized: Option<QuantizedWeight>,
     /// Rows read from the weight's file.
     pub(crate) read: AtomicUsize,
 }
@@ -63,6 +66,9 @@ impl Step for GatherRows {
 
 impl GatherRows {
     fn copy(&self, cx: &RunContext<'_>, row: usize, row_len: usize, out: *mut u8) {
+        if let Some(table) = self.quantized {
+            return dequantize(cx, table, row, row_len, out.cast());
+        }
         let Some(weight) = cx.weights.tables.get(&self.data).filter(|_| self.axis == 0) else {
             let bytes = row_len * self.from.packing().1;
             let source = cx.view(self.data).ptr.wrapping_add(row * bytes);
@@ -103,5 +109,23 @@ impl GatherRows {
         if let Err(reason) = copied {
             cx.fail(OpError::Custom(reason));
         }
+    }
+}
+
+/// One row of a table of bytes times its factor.
+fn dequantize(cx: &RunContext<'_>, table: QuantizedWeight, row: usize, row_len: usize, out: *mut f32) {
+    let Some(weight) = cx.weights.tables.get(&table.weight) else { return };
+    let scales = cx.floats(table.scale);
+    let scale = scales[if scales.len() == 1 { 0 } else { row }];
+    let middle = if weight.dtype() == DType::U8 { 0x80u8 } else { 0 };
+    match weight.rows(row..row + 1) {
+        Ok(bytes) => {
+            for (i, byte) in bytes.iter().take(row_len).enumerate() {
+                let value = f32::from((byte ^ middle).cast_signed()) * scale;
+                // SAFETY: row i of the result is this thread's, and has row_len f32.
+                unsafe { out.add(i).write(value) };
+            }
+        }
+        Err(error) => cx.fail(OpError::Custom(error.to_string())),
     }
 }

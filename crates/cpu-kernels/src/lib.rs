@@ -51,6 +51,7 @@ mod rope;
 mod shape;
 pub mod simd;
 mod state;
+mod strided;
 mod system;
 mod threads;
 mod weights;

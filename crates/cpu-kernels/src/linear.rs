@@ -137,13 +137,7 @@ impl Linear {
     }
 
     /// Packs some rows of the activations for every kind.
-    fn pack(
-        &self,
-        cx: &RunContext<'_>,
-        one_row: bool,
-        rows: Range<usize>,
-        layouts: &[(ActivationLayout, *mut u8)],
-    ) {
+    fn pack(&self, cx: &RunContext<'_>, one_row: bool, rows: Range<usize>, layouts: &[(ActivationLayout, *mut u8)]) {
         let x = cx.view(self.x);
         let Some(norm) = self.norm else {
             for (layout, out) in layouts {

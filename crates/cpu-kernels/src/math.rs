@@ -7,8 +7,19 @@ use crate::simd::Simd;
 /// `e^x` to about 2 ulp for x in −87.3..88.7; clamped outside (Cody and Waite's reduction, a polynomial of degree 6).
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    exp_between(s, x, -87.3, 88.7)
+}
+
+/// The same over all of f32: 0 or a number of fewer bits below the exponent's range, infinity above.
+#[inline(always)]
+fn exp_full<S: Simd>(s: S, x: S::F) -> S::F {
+    exp_between(s, x, -104.0, 89.0)
+}
+
+#[inline(always)]
+fn exp_between<S: Simd>(s: S, x: S::F, least: f32, largest: f32) -> S::F {
     // In this order NaN stays NaN.
-    let x = s.f_min(s.f_splat(88.7), s.f_max(s.f_splat(-87.3), x));
+    let x = s.f_min(s.f_splat(largest), s.f_max(s.f_splat(least), x));
     let n = s.i_round(s.f_mul(x, s.f_splat(std::f32::consts::LOG2_E)));
     let nf = s.f_from_i(n);
     // ln 2 in two parts, the first (355/512) exact in its product with n.
@@ -87,18 +98,6 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::F, coefficients: [f32; N]) ->
     p
 }
 
-/// `e^x` over all of f32: 0 below the exponent's range (numbers with fewer bits are not made), infinity above.
-#[inline(always)]
-fn exp_full<S: Simd>(s: S, x: S::F) -> S::F {
-    let y = exp(s, x);
-    let high = mask_negative(s, s.f_sub(s.f_splat(88.722_83), x));
-    let low = mask_negative(s, s.f_sub(x, s.f_splat(-87.3)));
-    let y = select(s, high, s.f_splat(f32::INFINITY), y);
-    let y = select(s, low, s.f_splat(0.0), y);
-    // A NaN has a sign, too, that the masks see.
-    select(s, mask_nan(s, x), x, y)
-}
-
 /// All bits set where `x` is NaN.
 #[inline(always)]
 fn mask_nan<S: Simd>(s: S, x: S::F) -> S::I {
@@ -153,13 +152,9 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     // In this order NaN stays NaN.
     let x = s.f_min(s.f_splat(3.92), s.f_max(s.f_splat(-3.92), x));
     let t = s.f_mul(x, x);
-    let p = polynomial(
-        s,
-        t,
-        [2.050_070_6e-6, 2.848_624_7e-4, 3.765_070_3e-3, 5.274_699_6e-2, 1.903_948_6e-1, 1.128_379_1],
-    );
-    let q =
-        polynomial(s, t, [3.809_048_6e-5, 1.162_388_4e-3, 1.496_812_2e-2, 1.141_041_4e-1, 5.020_657_8e-1, 1.0]);
+    let p =
+        polynomial(s, t, [2.050_070_6e-6, 2.848_624_7e-4, 3.765_070_3e-3, 5.274_699_6e-2, 1.903_948_6e-1, 1.128_379_1]);
+    let q = polynomial(s, t, [3.809_048_6e-5, 1.162_388_4e-3, 1.496_812_2e-2, 1.141_041_4e-1, 5.020_657_8e-1, 1.0]);
     s.f_div(s.f_mul(x, p), q)
 }
 
@@ -410,14 +405,33 @@ mod tests {
         fn run<S: Simd>(self, s: S) {
             for chunk in self.1.chunks_exact_mut(S::LANES) {
                 // SAFETY: a chunk has LANES elements.
-                unsafe { with_function!(self.0, f => s.f_store(chunk.as_mut_ptr(), f.of(s, s.f_load(chunk.as_ptr())))) };
+                unsafe {
+                    with_function!(self.0, f => s.f_store(chunk.as_mut_ptr(), f.of(s, s.f_load(chunk.as_ptr()))))
+                };
             }
         }
     }
 
     #[test]
     fn vector_functions_agree_with_their_definition_on_every_level() {
-        let edges = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, 1e9, -1e9, 0.5, -0.5, 1.5, 2.5, -2.5, 1e-30, -1e-30, 1e-41];
+        let edges = [
+            0.0,
+            -0.0,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -f32::NAN,
+            1e9,
+            -1e9,
+            0.5,
+            -0.5,
+            1.5,
+            2.5,
+            -2.5,
+            1e-30,
+            -1e-30,
+            1e-41,
+        ];
         let xs = (-1600..1600).map(|i| i as f32 * 0.0137).chain(edges);
         let xs: Vec<f32> = xs.chain((-160..160).map(|i| i as f32)).chain((0..160).map(|i| i as f32 * 40.3)).collect();
         for level in Level::available() {

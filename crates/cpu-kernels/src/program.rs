@@ -130,6 +130,8 @@ pub(crate) struct CpuProgram {
     pub(crate) pool: Arc<ThreadPool>,
     pub(crate) level: Level,
     pub(crate) bounds: Bindings,
+    /// Whether the work is so little that other threads are not worth waking.
+    pub(crate) alone: bool,
     /// Whether runs are timed step by step.
     pub(crate) profile: bool,
     pub(crate) steps: Vec<Scheduled>,
@@ -338,7 +340,7 @@ impl Program for CpuProgram {
         // The run's own: another session may run the same program at the same time.
         let counters: Vec<AtomicUsize> = (0..self.counters).map(|_| AtomicUsize::new(0)).collect();
         let failure = Mutex::new(None);
-        self.pool.run(&|worker| {
+        let region = |worker: Worker<'_>| {
             let (arena, pointers, layouts) = (arena, pointers, layouts);
             let cx = RunContext {
                 worker,
@@ -356,7 +358,12 @@ impl Program for CpuProgram {
             for scheduled in &self.steps {
                 if self.profile { scheduled.run_timed(&cx) } else { scheduled.run(&cx) }
             }
-        });
+        };
+        if self.alone {
+            self.pool.run_alone(&region)
+        } else {
+            self.pool.run(&region)
+        }
         if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             written.iter().for_each(|(positions, slots)| session.states.overwritten(positions, slots));
             return Err(error.into());
@@ -376,7 +383,8 @@ impl Program for CpuProgram {
             return Vec::new();
         }
         let time = |scheduled: &Scheduled| {
-            let [runs, waited, worked] = [&scheduled.runs, &scheduled.waited, &scheduled.worked].map(|n| n.load(Ordering::Relaxed));
+            let [runs, waited, worked] =
+                [&scheduled.runs, &scheduled.waited, &scheduled.worked].map(|n| n.load(Ordering::Relaxed));
             StepTime { name: scheduled.step.describe(), runs, nanoseconds: waited + worked, bytes: scheduled.bytes }
         };
         self.steps.iter().map(time).collect()

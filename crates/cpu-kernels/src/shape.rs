@@ -7,12 +7,8 @@ use core_tensor::{DType, Tensor, ValueId};
 
 use crate::program::{RunContext, Step};
 
-/// Moves runs of bytes: what Transpose, Slice, Concat and a Reshape that cannot alias come down to.
+/// Moves runs of bytes: what Concat and a Reshape that cannot alias come down to.
 pub(crate) enum Move {
-    /// Extent `i` of the output is extent `perm[i]` of the input.
-    Transpose { x: ValueId, y: ValueId, perm: Vec<usize>, size: usize },
-    /// Elements `start..` of extent `axis`.
-    Slice { x: ValueId, y: ValueId, axis: usize, start: usize, size: usize },
     /// Inputs joined along extent `axis`.
     Concat { xs: Vec<ValueId>, y: ValueId, axis: usize, size: usize },
     /// The same bytes.
@@ -22,8 +18,6 @@ pub(crate) enum Move {
 impl Step for Move {
     fn describe(&self) -> String {
         match self {
-            Move::Transpose { x, y, perm, .. } => format!("Transpose {perm:?} {x} -> {y}"),
-            Move::Slice { x, y, axis, start, .. } => format!("Slice axis={axis} start={start} {x} -> {y}"),
             Move::Concat { xs, y, axis, .. } => format!("Concat axis={axis} {xs:?} -> {y}"),
             Move::Copy { x, y, .. } => format!("Copy {x} -> {y}"),
         }
@@ -42,31 +36,6 @@ impl Step for Move {
                     y.ptr.wrapping_add(share.start * size),
                     share.len() * size,
                 );
-            }
-            Move::Transpose { x, y, perm, size } => {
-                let (x, y) = (cx.view(*x), cx.view(*y));
-                let mut strides = vec![1; x.shape.len()];
-                for i in (1..strides.len()).rev() {
-                    strides[i - 1] = strides[i] * x.shape[i];
-                }
-                for index in cx.worker.share(y.len()) {
-                    let (mut rest, mut at) = (index, 0);
-                    for i in (0..perm.len()).rev() {
-                        at += rest % y.shape[i] * strides[perm[i]];
-                        rest /= y.shape[i];
-                    }
-                    copy(x.ptr.wrapping_add(at * size), y.ptr.wrapping_add(index * size), *size);
-                }
-            }
-            Move::Slice { x, y, axis, start, size } => {
-                let (x, y) = (cx.view(*x), cx.view(*y));
-                let inner: usize = y.shape[axis + 1..].iter().product::<usize>() * size;
-                let outer: usize = y.shape[..*axis].iter().product();
-                let run = y.shape[*axis] * inner;
-                for i in cx.worker.share(outer) {
-                    let from = (i * x.shape[*axis] + start) * inner;
-                    copy(x.ptr.wrapping_add(from), y.ptr.wrapping_add(i * run), run);
-                }
             }
             Move::Concat { xs, y, axis, size } => {
                 let y = cx.view(*y);

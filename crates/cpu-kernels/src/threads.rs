@@ -131,6 +131,12 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
+    /// Runs a function on the caller's thread, as a region of one.
+    pub fn run_alone(&self, region: &(dyn Fn(Worker<'_>) + Sync)) {
+        let barrier = Barrier { threads: 1, arrived: AtomicUsize::new(0), generation: AtomicUsize::new(0) };
+        region(Worker { index: 0, count: 1, barrier: &barrier });
+    }
+
     /// Runs a function on every thread at the same time and waits for all of them.
     ///
     /// # Panics
@@ -140,8 +146,7 @@ impl ThreadPool {
         let this = std::ptr::from_ref(shared);
         if INSIDE.get() == this {
             // A user's function called from a region: the other threads are busy with that.
-            let barrier = Barrier { threads: 1, arrived: AtomicUsize::new(0), generation: AtomicUsize::new(0) };
-            return region(Worker { index: 0, count: 1, barrier: &barrier });
+            return self.run_alone(region);
         }
         let _turn = lock(&self.turn);
         shared.panicked.store(false, Ordering::Release);

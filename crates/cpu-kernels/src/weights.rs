@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
-use crate::compile::{conv_id, has_kernel, is_linear, recurrent_id};
+use crate::compile::{
+    conv_id, dequantizing_nodes, has_kernel, is_linear, quantized_matrix, quantized_table, recurrent_id,
+};
 use crate::conv::packing::{ConvId, PackedConv};
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::recurrent::{PackedRecurrent, Plain, RecurrentId};
@@ -66,7 +68,12 @@ struct Uses {
 
 fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
     let mut all: HashMap<ValueId, Uses> = HashMap::new();
-    for node in graph.nodes() {
+    let folded = dequantizing_nodes(graph);
+    for (_, node) in graph.nodes().iter().enumerate().filter(|(i, _)| !folded.contains(i)) {
+        if let Some(table) = quantized_table(graph, node) {
+            all.entry(table.weight).or_default().table = true;
+            all.entry(table.scale).or_default().plain = true;
+        }
         for (i, input) in node.inputs.iter().enumerate() {
             let Some(id) = input.filter(|id| graph.weight_of(*id).is_some()) else { continue };
             let uses = all.entry(id).or_default();
@@ -141,6 +148,24 @@ impl CpuWeights {
         }
         loaded.load_convs(graph, pool)?;
         loaded.load_recurrents(graph)?;
+        let mut scales: HashMap<MatrixId, Vec<f32>> = HashMap::new();
+        for node in graph.nodes() {
+            let (Some(quantized), Op::MatMul(op)) = (quantized_matrix(graph, node), &node.op) else { continue };
+            let Some(weight) = node.inputs.get(1).copied().flatten() else { continue };
+            let id = MatrixId { weight, transposed: !op.transpose_b };
+            if scales.contains_key(&id) {
+                continue;
+            }
+            let failed = |source| BackendError::Weight { name: name(quantized.weight), source };
+            let Some((bytes, factors)) = quantized.load(graph).map_err(failed)? else { continue };
+            let n = factors.len();
+            let k = bytes.len().checked_div(n).unwrap_or(0);
+            let rows =
+                if op.transpose_b { bytes } else { (0..n * k).map(|i| bytes[i % k * n + i / k]).collect::<Vec<u8>>() };
+            let tensor = Tensor::from_bytes(DType::I8, &[n, k], &rows);
+            matrices.push((id, Weight::stored(tensor.map_err(WeightError::from).map_err(failed)?)));
+            scales.insert(id, factors);
+        }
         // One region for all, in the graph's order: a step reads its matrices from one place.
         let shapes: Vec<(DType, usize, usize)> =
             matrices.iter().map(|(_, matrix)| (matrix.dtype(), matrix.row_count(), matrix.row_len())).collect();
@@ -150,7 +175,11 @@ impl CpuWeights {
             matrices.into_iter().zip(builders).map(|((id, matrix), builder)| (id, matrix, builder)).collect();
         pack(graph, &packing, pool, progress)?;
         for (id, _, builder) in packing {
-            let matrix = builder.finish().map_err(|error| refused(graph, id.weight, &error))?;
+            let matrix = builder.finish().and_then(|matrix| match scales.get(&id) {
+                Some(scales) => matrix.with_scales(scales),
+                None => Ok(matrix),
+            });
+            let matrix = matrix.map_err(|error| refused(graph, id.weight, &error))?;
             loaded.bytes += matrix.bytes() as u64;
             loaded.matrices.insert(id, matrix);
         }

@@ -179,9 +179,7 @@ impl Kernel for Block {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: the scratch is this thread's and holds `scratch_floats`; rows are inside of their values.
-        unsafe {
-            if self.queries > S::LANES { self.attend::<S, 2>(s) } else { self.attend::<S, 1>(s) }
-        }
+        unsafe { if self.queries > S::LANES { self.attend::<S, 2>(s) } else { self.attend::<S, 1>(s) } }
     }
 }
 

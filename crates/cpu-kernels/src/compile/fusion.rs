@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use core_tensor::op::{Binary, Op, Unary};
-use core_tensor::{BackendError, Node, ValueId};
+use core_tensor::{BackendError, DType, Node, ValueId};
 
 use super::{Compiler, Deal, Memory};
 use crate::linear::{Linear, Part, Prologue, Target};
@@ -130,7 +130,9 @@ impl Compiler<'_> {
     /// What a weight is multiplied with.
     fn kind(&self, weight: MatrixId) -> ActivationKind {
         let fastest = self.weights.matrices.get(&weight).map_or(ActivationKind::F32, PackedMatrix::fastest_kind);
-        match (self.activations, fastest) {
+        let is_i8 = self.weights.matrices.get(&weight).is_some_and(|matrix| matrix.dtype() == DType::I8);
+        // Who writes down to dequantize asks for f32, unless 8 bits were asked for.
+        match (if is_i8 { self.dequantized } else { self.activations }, fastest) {
             (ActivationKind::F32, _) | (ActivationKind::I16, ActivationKind::Q8) => ActivationKind::F32,
             (_, fastest) => fastest,
         }
@@ -254,6 +256,8 @@ impl Compiler<'_> {
         let y = node.outputs[0];
         self.norm(node).is_some()
             && self.is_prologue(y)
-            && self.readers[y.index()].iter().any(|reader| self.is_product_of(*reader, y) && !self.taken.contains(reader))
+            && self.readers[y.index()]
+                .iter()
+                .any(|reader| self.is_product_of(*reader, y) && !self.taken.contains(reader))
     }
 }

@@ -8,7 +8,7 @@ use core_tensor::op::{Op, RotaryEmbedding};
 use core_tensor::{BackendError, Bindings, DType, Dim, Graph, Node, StateId, ValueId, ValueSource, eval_shape};
 
 use crate::attention::{self, AttentionStep, TensorAttentionStep};
-use crate::elementwise::{BinaryStep, Gated, UnaryStep};
+use crate::elementwise::{BinaryStep, Gated, TypedStep, UnaryStep, converts, has_loop};
 use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
 use crate::norm::NormRows;
@@ -19,17 +19,20 @@ use crate::rope::{Rope, RopeTable};
 use crate::shape::{Move, Whole};
 use crate::simd::Level;
 use crate::state::WriteState;
+use crate::strided::{Layout, Strided};
 use crate::threads::ThreadPool;
 use crate::weights::CpuWeights;
 
 mod conv;
 mod fusion;
+mod quantized;
 mod recurrent;
 mod schedule;
 
 pub(crate) use conv::conv_id;
 pub(crate) use recurrent::recurrent_id;
 
+pub(crate) use quantized::{QuantizedWeight, dequantizing_nodes, quantized_matrix, quantized_table};
 use schedule::schedule;
 
 /// What a compilation needs to know besides the graph.
@@ -37,8 +40,13 @@ pub(crate) struct CompileOptions {
     pub(crate) pool: Arc<ThreadPool>,
     pub(crate) level: Level,
     pub(crate) activations: ActivationKind,
+    pub(crate) dequantized: ActivationKind,
+    pub(crate) small_alone: bool,
     pub(crate) profile: bool,
 }
+
+/// Bytes of values and weights below which a program runs on one thread: it is done before others have woken and met at a few barriers.
+const WORTH_WAKING: u64 = 2 << 20;
 
 /// Memory that steps read and write: values by the buffer they lie in, states, scratch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +83,7 @@ struct Compiler<'a> {
     bounds: &'a Bindings,
     threads: usize,
     activations: ActivationKind,
+    dequantized: ActivationKind,
     /// Nodes that read each value, in order; an output counts as a read after all nodes.
     readers: Vec<Vec<usize>>,
     /// The value whose buffer a value lies in.
@@ -143,13 +152,17 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
             tensor(0).is_some_and(plain) && (is(1, DType::I32) || is(1, DType::I64))
         }
         Op::Unary(op) => f32(0) && !op.is_predicate(),
-        Op::Binary(op) => f32(0) && !op.is_comparison(),
+        Op::Binary(op) => f32(0) && !op.is_comparison() || tensor(0).is_some_and(|(dtype, _)| has_loop(*op, dtype)),
+        Op::Where(_) => tensor(1).is_some_and(|(dtype, _)| dtype.packing().0 == 1),
+        Op::Expand(_) => node.inputs.len() == 1,
         Op::Softmax(_) | Op::Reduce(_) | Op::ArgMax(_) | Op::TopK(_) => f32(0),
         Op::Reshape(_) => node.inputs.len() == 1,
-        Op::Slice(op) => op.as_range().is_some(),
+        Op::Slice(_) => true,
         Op::Cast(op) => {
             const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];
-            tensor(0).is_some_and(|(from, _)| from == op.to || FLOATS.contains(&from) && FLOATS.contains(&op.to))
+            tensor(0).is_some_and(|(from, _)| {
+                from == op.to || converts(from, op.to) || FLOATS.contains(&from) && FLOATS.contains(&op.to)
+            })
         }
         _ => false,
     }
@@ -161,7 +174,8 @@ pub(crate) fn is_linear(graph: &Graph, node: &Node) -> bool {
     let weight = node.inputs.get(1).copied().flatten().and_then(|id| graph.weight_of(id));
     matches!(node.op, Op::MatMul(_))
         && matches!(tensor(0), Some((DType::F32, _)))
-        && weight.is_some_and(|w| w.shape().len() == 2 && (w.dtype().is_float() || w.dtype().is_block()))
+        && (weight.is_some_and(|w| w.shape().len() == 2 && (w.dtype().is_float() || w.dtype().is_block()))
+            || weight.is_none() && quantized_matrix(graph, node).is_some())
 }
 
 pub(crate) fn compile(
@@ -192,9 +206,10 @@ pub(crate) fn compile(
         bounds,
         threads: target.pool.threads(),
         activations: target.activations,
+        dequantized: target.dequantized,
         readers,
         root: graph.value_ids().collect(),
-        taken: HashSet::new(),
+        taken: dequantizing_nodes(graph),
         drafts: Vec::new(),
         blocked: HashMap::new(),
         unplain: HashSet::new(),
@@ -210,12 +225,15 @@ pub(crate) fn compile(
     graph.outputs().iter().for_each(|id| compiler.plain(*id));
     let Compiler { root, drafts, scratch, counters, .. } = compiler;
     let (steps, places, plan) = schedule(graph, bounds, &root, drafts, &scratch)?;
+    let touched: u64 = steps.iter().map(|step| step.bytes).sum();
+    let alone = target.small_alone && touched.saturating_add(core_tensor::Weights::byte_len(loaded)) < WORTH_WAKING;
     Ok(CpuProgram {
         graph: graph.clone(),
         weights: Arc::new(handle),
         pool: target.pool.clone(),
         level: target.level,
         bounds: bounds.clone(),
+        alone,
         profile: target.profile,
         steps,
         places,
@@ -414,8 +432,11 @@ impl Compiler<'_> {
                 let dtype = graph.tensor_type(y).map_or(DType::F32, |(dtype, _)| dtype);
                 let from = graph.tensor_type(data).map_or(DType::F32, |(dtype, _)| dtype);
                 let (wide, axis) = (self.element_bytes(indices) == 8, self.axis(data, op.axis));
-                let step = GatherRows { data, from, indices, wide, axis, y, dtype, read: AtomicUsize::new(0) };
-                self.draft(step, &[data, indices], &[y], Deal::Own);
+                let quantized = quantized_table(graph, node);
+                let step =
+                    GatherRows { data, from, indices, wide, axis, y, dtype, quantized, read: AtomicUsize::new(0) };
+                let reads = [quantized.map_or(data, |table| table.scale), indices];
+                self.draft(step, &reads, &[y], Deal::Own);
             }
             Op::Unary(op) => {
                 let x = self.input(node, 0)?;
@@ -424,6 +445,11 @@ impl Compiler<'_> {
             }
             Op::Binary(op) => {
                 let (a, b) = (self.input(node, 0)?, self.input(node, 1)?);
+                let dtype = graph.tensor_type(a).map_or(DType::F32, |(dtype, _)| dtype);
+                if has_loop(*op, dtype) {
+                    self.draft(TypedStep::Binary { op: *op, dtype, a, b, y }, &[a, b], &[y], Deal::Own);
+                    return Ok(());
+                }
                 // Only one operand can be taken over; the other must then be another buffer, or of the same shape.
                 let same = |x: ValueId, y: ValueId| graph.tensor_type(x) == graph.tensor_type(y);
                 if a != b && self.memory(a) != self.memory(b) {
@@ -456,17 +482,16 @@ impl Compiler<'_> {
                     self.draft(Move::Copy { x, y, size }, &[x], &[y], Deal::Own);
                 }
             }
-            Op::Transpose(op) => {
-                let x = self.input(node, 0)?;
-                let step = Move::Transpose { x, y, perm: op.perm.clone(), size: self.element_bytes(x) };
-                self.draft(step, &[x], &[y], Deal::Own);
-            }
+            Op::Transpose(op) => self.strided(node, Layout::Transpose(op.perm.clone()))?,
             Op::Slice(op) => {
-                let x = self.input(node, 0)?;
-                let axis = self.axis(x, op.axis);
-                let start = op.as_range().map_or(0, |(start, _)| start);
-                let step = Move::Slice { x, y, axis, start, size: self.element_bytes(x) };
-                self.draft(step, &[x], &[y], Deal::Own);
+                let axis = self.axis(self.input(node, 0)?, op.axis);
+                self.strided(node, Layout::Slice { axis, start: op.start.clone(), step: op.step })?;
+            }
+            Op::Expand(_) => self.strided(node, Layout::Expand)?,
+            Op::Where(_) => {
+                let (condition, a, b) = (self.input(node, 0)?, self.input(node, 1)?, self.input(node, 2)?);
+                let step = TypedStep::Where { condition, a, b, y, size: self.element_bytes(y) };
+                self.draft(step, &[condition, a, b], &[y], Deal::Own);
             }
             Op::Concat(op) => {
                 let xs: Vec<ValueId> = node.inputs.iter().copied().flatten().collect();
@@ -480,6 +505,8 @@ impl Compiler<'_> {
                 if from == op.to {
                     let size = self.element_bytes(x);
                     self.draft(Move::Copy { x, y, size }, &[x], &[y], Deal::Own);
+                } else if converts(from, op.to) {
+                    self.draft(TypedStep::Convert { x, from, y, to: op.to }, &[x], &[y], Deal::Own);
                 } else {
                     self.draft(Whole::Cast { x, from, y, to: op.to }, &[x], &[y], Deal::Own);
                 }
@@ -537,6 +564,13 @@ impl Compiler<'_> {
         if let Some(draft) = self.drafts.last_mut() {
             draft.writes.push(memory);
         }
+    }
+
+    fn strided(&mut self, node: &Node, layout: Layout) -> Result<(), BackendError> {
+        let (x, y) = (self.input(node, 0)?, node.outputs[0]);
+        let size = self.element_bytes(x);
+        self.draft(Strided { layout, x, y, size }, &[x], &[y], Deal::Own);
+        Ok(())
     }
 
     fn reduce(&mut self, node: &Node, kind: RowKind) -> Result<(), BackendError> {

@@ -340,7 +340,9 @@ impl Kernel for Interleave {
                 row += 1;
             } else if row.is_multiple_of(4) && row + 4 <= self.rows.end {
                 let rows = [source(row), source(row + 1), source(row + 2), source(row + 3)];
-                for k in 0..l.k {
+                // SAFETY: the rows have k elements, the tile four times as many.
+                let done = unsafe { interleave_whole(&rows, l.k, tile) };
+                for k in done..l.k {
                     for (lane, x) in rows.iter().enumerate() {
                         // SAFETY: k is within the rows and 4 k + lane within the tile.
                         unsafe { tile.add(4 * k + lane).write_unaligned(x.add(k).read_unaligned()) };
@@ -358,5 +360,37 @@ impl Kernel for Interleave {
                 row += 1;
             }
         }
+    }
+}
+
+/// Interleaves four rows, four elements of each at a time, and answers how many it did.
+///
+/// # Safety
+/// Each row is readable for `k` f32, `out` writable for `4 k`.
+#[inline(always)]
+unsafe fn interleave_whole(rows: &[*const f32; 4], k: usize, out: *mut f32) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        for at in (0..k / 4 * 4).step_by(4) {
+            // SAFETY: SSE2 is part of the architecture; the caller's.
+            unsafe {
+                let load = |i: usize| _mm_castps_si128(_mm_loadu_ps(rows[i].add(at)));
+                let (a, b, c, d) = (load(0), load(1), load(2), load(3));
+                let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+                let out = out.add(4 * at).cast::<__m128i>();
+                _mm_storeu_si128(out, _mm_unpacklo_epi64(ab, cd));
+                _mm_storeu_si128(out.add(1), _mm_unpackhi_epi64(ab, cd));
+                _mm_storeu_si128(out.add(2), _mm_unpacklo_epi64(ab_high, cd_high));
+                _mm_storeu_si128(out.add(3), _mm_unpackhi_epi64(ab_high, cd_high));
+            }
+        }
+        k / 4 * 4
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (rows, k, out);
+        0
     }
 }

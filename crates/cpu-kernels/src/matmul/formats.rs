@@ -284,6 +284,36 @@ impl Packing for Q6K {
     }
 }
 
+/// Signed bytes with one f32 scale per row, as quantized models store linear layers: `[16]` f32 scales, then as [`Q8_0`] two blocks of bytes.
+pub(super) struct I8;
+
+impl I8 {
+    /// Offset of the weights, after the scales.
+    pub(super) const LOW: usize = 64;
+}
+
+impl Packing for I8 {
+    const BLOCKS: usize = 2;
+    const BYTES: usize = Self::LOW + 1024;
+    const SOURCE_BYTES: usize = 64;
+    const BITS: u32 = 8;
+    const ZERO: u32 = 7;
+    const HAS_MIN: bool = false;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        let p = record.wrapping_add(Self::LOW + 4 * lane + 512 * block + 256 * HALF);
+        // SAFETY: the offsets are those of the layout.
+        std::array::from_fn(|j| unsafe { s.i_load(p.add(64 * j)) })
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe { s.f_load(record.add(4 * lane).cast()) }
+    }
+}
+
 /// Calls a macro's arm with the packing type of a block format, or answers `$none`.
 macro_rules! with_packing {
     ($dtype:expr, $P:ident => $e:expr, _ => $none:expr) => {{
@@ -295,6 +325,7 @@ macro_rules! with_packing {
             }};
         }
         match $dtype {
+            DType::I8 => arm!(I8),
             DType::Block(BlockFormat::Q4_0) => arm!(Q4_0),
             DType::Block(BlockFormat::Q4_1) => arm!(Q4_1),
             DType::Block(BlockFormat::Q5_0) => arm!(Q5_0),

@@ -303,6 +303,26 @@ impl PackedMatrix {
         builder.finish()
     }
 
+    /// The same matrix of signed bytes (which are worth what they are until then) with a factor for each output.
+    ///
+    /// # Errors
+    /// If the weights are of another type, or there is not one factor per output.
+    pub fn with_scales(self, scales: &[f32]) -> Result<PackedMatrix, PackError> {
+        if self.dtype != DType::I8 || scales.len() != self.n {
+            return Err(PackError::Shape { dtype: self.dtype, n: scales.len(), k: self.k });
+        }
+        for (group, scales) in scales.chunks(GROUP).enumerate() {
+            for record in (0..self.group_bytes).step_by(<formats::I8 as Packing>::BYTES) {
+                // SAFETY: a record begins with sixteen scales, and nobody else has the matrix.
+                unsafe {
+                    let out = self.data.as_mut_ptr().add(group * self.group_bytes + record);
+                    std::ptr::copy_nonoverlapping(scales.as_ptr().cast(), out, 4 * scales.len());
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// Type of the weights, as in the file.
     #[must_use]
     pub const fn dtype(&self) -> DType {

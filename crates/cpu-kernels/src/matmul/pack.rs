@@ -1,6 +1,6 @@
 //! File rows → packed records.
 
-use super::formats::{GROUP, Packing, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::formats::{GROUP, I8, Packing, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
 /// A record's source: one pointer per row of the group.
 type Rows = [*const u8; GROUP];
@@ -126,6 +126,20 @@ impl Pack for Q8_0 {
             let out = &mut out[Self::LOW + 512 * block..Self::LOW + 512 * (block + 1)];
             // SAFETY: as above.
             unsafe { interleave(rows, at + 2, 2, out) };
+            out.iter_mut().for_each(|b| *b ^= 0x80);
+        }
+    }
+}
+
+impl Pack for I8 {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        assert_eq!(out.len(), Self::BYTES);
+        let (scales, weights) = out.split_at_mut(Self::LOW);
+        scales.chunks_exact_mut(4).for_each(|scale| scale.copy_from_slice(&1f32.to_le_bytes()));
+        for (block, out) in weights.chunks_exact_mut(512).enumerate() {
+            // SAFETY: 64 bytes in each row.
+            unsafe { interleave(rows, 32 * block, 2, out) };
             out.iter_mut().for_each(|b| *b ^= 0x80);
         }
     }

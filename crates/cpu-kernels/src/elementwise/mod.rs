@@ -1,7 +1,11 @@
 //! Element-wise operators.
 
+mod typed;
+
 use core_tensor::ValueId;
 use core_tensor::op::{Binary, Unary};
+
+pub(crate) use typed::{TypedStep, converts, has_loop};
 
 use crate::math;
 use crate::program::{RunContext, Step};
@@ -145,6 +149,18 @@ impl Step for BinaryStep {
 
     fn run(&self, cx: &RunContext<'_>) {
         let (a, b, y) = (cx.view(self.a), cx.view(self.b), cx.view(self.y));
+        // Operands as large as the result, and single elements, need no rows.
+        let flat = |x: &[usize]| x == y.shape || x.iter().all(|n| *n == 1);
+        if flat(a.shape) && flat(b.shape) {
+            let share = cx.worker.share(y.len());
+            let place = |view: crate::program::View<'_>| {
+                let step = view.shape == y.shape;
+                (view.f32().wrapping_add(if step { share.start } else { 0 }), step)
+            };
+            let ((a, a_step), (b, b_step)) = (place(a), place(b));
+            let y = y.f32().wrapping_add(share.start);
+            return cx.level.run(BinaryRun { op: self.op, a, a_step, b, b_step, y, n: share.len() });
+        }
         // Rows of the result; each operand's row is contiguous or one broadcast element.
         let n = y.cols();
         let rows = cx.worker.share(y.rows());
@@ -201,13 +217,16 @@ impl Kernel for BinaryRun {
         // Read before the row is written: y may lie over an operand.
         // SAFETY: a row has at least one element where n > 0.
         let (a0, b0) = if self.n > 0 { unsafe { (*self.a, *self.b) } } else { (0.0, 0.0) };
+        // Variances are means of squares.
+        let square = self.op == Binary::Pow && !self.b_step && b0 == 2.0;
+        let op = if square { Binary::Mul } else { self.op };
         while i < self.n {
             let m = (self.n - i).min(S::LANES);
             // SAFETY: i + m is at most n, which y and every operand that advances hold.
             unsafe {
                 let a = if self.a_step { s.f_load_first(self.a.add(i), m) } else { s.f_splat(a0) };
                 let b = if self.b_step { s.f_load_first(self.b.add(i), m) } else { s.f_splat(b0) };
-                s.f_store_first(self.y.add(i), binary(s, self.op, a, b), m);
+                s.f_store_first(self.y.add(i), binary(s, op, a, if square { a } else { b }), m);
             }
             i += m;
         }
