@@ -88,7 +88,9 @@ impl Analysis {
                         analysis.matrices.insert(MatrixKey { weight: id, up: None, transposed: false });
                     }
                     Op::Conv(_) | Op::ConvTranspose(_) if at == 1 => {
-                        analysis.filters.extend(FilterKey::of(graph, node).filter(|key| Filter::of(graph, *key).is_some()));
+                        analysis
+                            .filters
+                            .extend(FilterKey::of(graph, node).filter(|key| Filter::of(graph, *key).is_some()));
                     }
                     // The host computes with frequency factors.
                     Op::RotaryEmbedding(_) if at == 2 => {}

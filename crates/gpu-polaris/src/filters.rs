@@ -59,8 +59,7 @@ impl Filter {
             [first, second, y, x] => (first, second, [y, x]),
             _ => return None,
         };
-        let (outs, channels) =
-            if key.transposed { (second, first / key.groups) } else { (first / key.groups, second) };
+        let (outs, channels) = if key.transposed { (second, first / key.groups) } else { (first / key.groups, second) };
         let lanes = match outs {
             _ if channels == 1 && key.groups > 1 && !key.transposed => 1,
             // As many as make little of the last tile idle.

@@ -230,7 +230,8 @@ impl GpuProgram {
         let mut all = self.parts.bounds.clone();
         bindings.iter().for_each(|(symbol, value)| all.set(symbol, value));
         let extents = self.parts.graph.extents(&all)?;
-        for (id, (shape, largest)) in self.parts.graph.value_ids().zip(extents.iter().zip(&self.parts.compiled.largest)) {
+        for (id, (shape, largest)) in self.parts.graph.value_ids().zip(extents.iter().zip(&self.parts.compiled.largest))
+        {
             if shape.iter().zip(largest).any(|(extent, largest)| extent > largest) {
                 let reason = format!("extents {shape:?} exceed the {largest:?} the program was compiled for");
                 return Err(BackendError::Bound { symbol: self.parts.graph.value(id).name.clone(), reason });

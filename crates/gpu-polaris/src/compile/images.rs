@@ -79,8 +79,7 @@ impl Compiler<'_> {
         let function = tail.function.unwrap_or(Function { code: 0, p: 0.0, q: 0.0 });
         let flags = u32::from(bias.is_some()) | tail.flags();
         let [kernel_y, kernel_x] = filter.window.map(|n| n as u32);
-        let mut words: Vec<u32> =
-            [&places, &plane, &y_width, &height, &width].map(|dim| self.values.word(dim)).into();
+        let mut words: Vec<u32> = [&places, &plane, &y_width, &height, &width].map(|dim| self.values.word(dim)).into();
         let strides = both(&window.strides, 1);
         let (shader, threads, groups, per_thread) = if filter.lanes == 1 {
             words.extend([&all_channels, &filter.outs.into(), &all_outs].map(|dim| self.values.word(dim)));
@@ -153,7 +152,13 @@ impl Compiler<'_> {
         let channels = shape[1].clone().div(op.groups.into());
         let rows = shape[0].clone().mul(op.groups.into());
         let width = self.bound(&channels.clone().mul(spatial.clone()))?;
-        let threads = if width <= 256 { 64 } else if width <= 4096 { 256 } else { 1024 };
+        let threads = if width <= 256 {
+            64
+        } else if width <= 4096 {
+            256
+        } else {
+            1024
+        };
         let words = [&rows, &channels, &spatial].map(|dim| self.values.word(dim));
         let (w, b): (Option<ValueId>, Option<ValueId>) = (self.optional(i, 1), self.optional(i, 2));
         let mut dispatch = Dispatch::new(&node.name, "group_norm", threads)

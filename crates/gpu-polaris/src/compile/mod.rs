@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use core_tensor::op::RotaryEmbedding;
-use core_tensor::{
-    BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, ValueId, ValueSource,
-};
+use core_tensor::{BackendError, Bindings, BufferRequest, DType, Dim, Graph, MemoryPlan, Node, ValueId, ValueSource};
 
 use crate::analysis::readers;
 use crate::plan::{Access, Dispatch, Memory};

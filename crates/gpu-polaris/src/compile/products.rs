@@ -248,7 +248,8 @@ impl Compiler<'_> {
             let Some(node) = self.graph.nodes().get(*reader) else { continue };
             let Op::MatMul(MatMul { transpose_b }) = node.op else { continue };
             let weight = node.inputs.get(1).copied().flatten().filter(|_| node.inputs[0] == Some(x));
-            let Some([.., first, second]) = weight.and_then(|b| self.graph.tensor_type(b)).map(|(_, shape)| shape) else {
+            let Some([.., first, second]) = weight.and_then(|b| self.graph.tensor_type(b)).map(|(_, shape)| shape)
+            else {
                 continue;
             };
             let n = self.bound(if transpose_b { first } else { second })?;

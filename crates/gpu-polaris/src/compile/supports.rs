@@ -50,7 +50,9 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             (Some(id), Some(_)) if is_table(graph, *op, id) => Ok(()),
             (_, Some((DType::F16 | DType::BF16, _))) => Ok(()),
             (_, Some((dtype, _))) if matches!(dtype.packing(), (1, 4 | 8)) => Ok(()),
-            (_, Some((dtype, shape))) => Err(format!("no kernel gathers from a {dtype} table of {} extents", shape.len())),
+            (_, Some((dtype, shape))) => {
+                Err(format!("no kernel gathers from a {dtype} table of {} extents", shape.len()))
+            }
             _ => Err("the table is no tensor".into()),
         },
         Op::RotaryEmbedding(_) => {

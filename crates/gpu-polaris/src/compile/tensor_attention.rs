@@ -52,8 +52,7 @@ impl Compiler<'_> {
         let factor = if op.softcap.is_some() { op.scale } else { op.scale * std::f32::consts::LOG2_E };
         let queries =
             self.heads(name, q, (rows, heads, dim, padded), (tile, batch.clone().mul(row_tiles.clone()), factor))?;
-        let keys =
-            self.heads(name, k, (n, kv_heads, dim, padded), (0, batch.clone().mul(key_tiles.clone()), 1.0))?;
+        let keys = self.heads(name, k, (n, kv_heads, dim, padded), (0, batch.clone().mul(key_tiles.clone()), 1.0))?;
         self.settle(v)?;
         let (width, v) = if values.parts * values.each == value_dim {
             (value_dim, self.memory(v))

@@ -6,9 +6,8 @@ use core_tensor::{Bindings, DType, Dim, Graph, Tensor};
 use crate::compare::Case;
 use crate::random::Random;
 
-/// Heads, heads of keys, elements of keys and of values.
-const HEADS: [(usize, usize, usize, usize); 6] =
-    [(2, 2, 32, 32), (4, 2, 64, 64), (3, 1, 5, 7), (2, 2, 80, 130), (1, 1, 40, 300), (2, 1, 16, 4)];
+/// Heads, heads of keys, elements of keys and of values: each shape is a shader of its own, which software drivers take seconds to compile.
+const HEADS: [(usize, usize, usize, usize); 3] = [(4, 2, 16, 24), (3, 1, 5, 7), (1, 1, 40, 300)];
 
 fn graph(shape: (usize, usize, usize, usize), op: TensorAttention, mask: Option<(DType, Vec<Dim>)>) -> Graph {
     let (heads, kv, dim, value) = shape;
@@ -60,7 +59,8 @@ fn bounds() -> Bindings {
 #[test]
 fn heads_of_every_size_attend_with_and_without_an_order() {
     for (i, shape) in HEADS.into_iter().enumerate() {
-        for op in [PLAIN, TensorAttention { causal: true, ..PLAIN }, TensorAttention { softcap: Some(3.0), ..PLAIN }] {
+        let others = [TensorAttention { causal: true, ..PLAIN }, TensorAttention { softcap: Some(3.0), ..PLAIN }];
+        for op in [PLAIN].into_iter().chain(others.into_iter().filter(|_| i == 0)) {
             let steps = steps(&mut Random::new(i as u64), shape, None);
             Case::new(graph(shape, op, None), bounds(), steps).everywhere().check();
         }
@@ -81,9 +81,8 @@ fn masks_of_every_broadcast_are_seen() {
     for dtype in [DType::F32, DType::Bool] {
         for (i, shape) in shapes.iter().enumerate() {
             let heads = (2, 1, 16, 24);
-            let op = TensorAttention { causal: i % 2 == 1, ..PLAIN };
             let steps = steps(&mut Random::new(i as u64), heads, Some((dtype, shape)));
-            Case::new(graph(heads, op, Some((dtype, shape.clone()))), bounds(), steps).everywhere().check();
+            Case::new(graph(heads, PLAIN, Some((dtype, shape.clone()))), bounds(), steps).everywhere().check();
         }
     }
 }
