@@ -56,7 +56,7 @@ const CASES: &[(&str, Build)] = &[
 pub(crate) fn run(backends: &[Arc<dyn Backend>]) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for level in Level::available() {
-        let backend = CpuBackend::new(CpuOptions::default().with_threads(2).with_level(level));
+        let backend = CpuBackend::new(CpuOptions::default().with_threads(2).with_level(level).with_small_alone(false));
         test(&backend, level.name(), true, &mut outcomes);
     }
     for backend in backends.iter().filter(|backend| !matches!(backend.name(), "cpu" | "reference")) {

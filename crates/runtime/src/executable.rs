@@ -44,13 +44,13 @@ pub struct Executable {
 
 enum Piece {
     /// Nodes that one backend runs.
-    Program(Straight),
+    Program(Box<Straight>),
     /// A node that the host evaluates.
     Host(usize),
     /// An If: the branches, made when first taken.
-    Branch { node: usize, then_branch: Lazy, else_branch: Lazy },
+    Branch { node: usize, then_branch: Box<Lazy>, else_branch: Box<Lazy> },
     /// A Loop.
-    Repeat { node: usize, body: Lazy },
+    Repeat { node: usize, body: Box<Lazy> },
 }
 
 /// A subgraph that is made ready when it first runs.
@@ -136,13 +136,13 @@ impl Executable {
         let mut done = 0;
         let mut made = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let lazy = |sub: &Arc<Graph>| Lazy {
+            let lazy = |sub: &Arc<Graph>| Box::new(Lazy {
                 graph: sub.clone(),
                 backends: roomy.clone(),
                 options,
                 known: piece.known.clone(),
                 made: OnceLock::new(),
-            };
+            });
             made.push(match (&piece.place, piece.nodes.first()) {
                 (Place::Host, Some(&node)) => match &graph.nodes()[node].op {
                     Op::If(op) => {
@@ -164,7 +164,7 @@ impl Executable {
                         })
                         .map_err(|e| failed(&*backend, e))?;
                     done += told;
-                    Piece::Program(Straight {
+                    Piece::Program(Box::new(Straight {
                         graph: part_graph,
                         backend,
                         weights,
@@ -173,7 +173,7 @@ impl Executable {
                         carried: part.carried,
                         programs: Mutex::default(),
                         sessions: Mutex::default(),
-                    })
+                    }))
                 }
                 (Place::Host, None) => continue,
             });
@@ -248,7 +248,7 @@ impl Executable {
                 }
                 Piece::Host(_) => {}
                 Piece::Branch { then_branch, else_branch, .. } => {
-                    for made in [then_branch, else_branch].into_iter().filter_map(|lazy| lazy.made.get()) {
+                    for made in [then_branch, else_branch].iter().filter_map(|lazy| lazy.made.get()) {
                         times.extend(made.profile());
                     }
                 }
