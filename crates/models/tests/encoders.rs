@@ -3,8 +3,11 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use core_tensor::FileAccess;
+use core_tensor::{
+    Backend, BackendError, Bindings, DeviceMemory, FileAccess, Graph, Node, Program, Progress, Session, Weights,
+};
 use loader_torch::SafeTensors;
 use models::Error;
 use models::backends::{BackendOptions, Device};
@@ -309,10 +312,85 @@ fn an_onnx_file_of_an_encoder_gives_what_its_safetensors_give() {
     }
 }
 
+/// The processor under another name, without one operator or with less memory.
+struct Lacking {
+    inner: Arc<dyn Backend>,
+    operator: &'static str,
+    bytes: u64,
+}
+
+impl Lacking {
+    fn new(operator: &'static str, bytes: u64) -> Lacking {
+        let inner = models::backends::open(&options(Device::Cpu).backend).unwrap().backends[0].clone();
+        Lacking { inner, operator, bytes }
+    }
+}
+
+impl Backend for Lacking {
+    fn name(&self) -> &str {
+        "lacking"
+    }
+
+    fn description(&self) -> String {
+        "a device that lacks something".into()
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory { bytes: self.bytes, ..self.inner.memory() }
+    }
+
+    fn supports(&self, graph: &Graph, node: &Node) -> Result<(), String> {
+        if node.op.name() == self.operator { Err("it lacks that".into()) } else { self.inner.supports(graph, node) }
+    }
+
+    fn load_weights(&self, graph: &Arc<Graph>, progress: &mut Progress<'_>) -> Result<Arc<dyn Weights>, BackendError> {
+        self.inner.load_weights(graph, progress)
+    }
+
+    fn compile(
+        &self,
+        graph: &Arc<Graph>,
+        weights: &Arc<dyn Weights>,
+        bounds: &Bindings,
+    ) -> Result<Arc<dyn Program>, BackendError> {
+        self.inner.compile(graph, weights, bounds)
+    }
+
+    fn new_session(&self, graph: &Graph, slots: usize, bounds: &Bindings) -> Result<Box<dyn Session>, BackendError> {
+        self.inner.new_session(graph, slots, bounds)
+    }
+}
+
+#[test]
+fn what_a_device_lacks_or_cannot_hold_runs_on_the_next_one() {
+    let cpu = models::backends::open(&options(Device::Cpu).backend).unwrap().backends[0].clone();
+    let texts = ["the cat sits on the mat", "a dog", "dogs run over hills"];
+    let embed = |backends: &[Arc<dyn Backend>]| {
+        let load = &mut |_, _| ControlFlow::Continue(());
+        let encoder = Encoder::open_on(folder("bert"), backends, &BertOptions::default(), load).unwrap();
+        let device = encoder.device();
+        let embedder = TextEmbedder::new(encoder, &EmbedOptions::default()).unwrap();
+        (embedder.embed(&texts, &mut go_on).unwrap().vectors, device)
+    };
+    let (expected, _) = embed(std::slice::from_ref(&cpu));
+    let attention = "Attention";
+    let graph = open("bert").graph().clone();
+    let operator = graph.nodes().iter().map(|node| node.op.name()).find(|name| name.contains(attention)).unwrap();
+    for (lacking, told) in
+        [(Lacking::new(operator, u64::MAX), "cpu and lacking (lacking refuses"), (Lacking::new("", 100), "has 100")]
+    {
+        let (found, device) = embed(&[Arc::new(lacking), cpu.clone()]);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_near(found, expected, &device);
+        }
+        assert!(device.contains(told), "{device}");
+    }
+}
+
 #[test]
 fn a_graph_that_is_no_encoder_is_refused_by_its_inputs() {
     use core_tensor::op::{Op, Unary};
-    use core_tensor::{DType, Dim, Graph};
+    use core_tensor::{DType, Dim};
     let copy = Copy::of("bert", "no-encoder");
     fs::remove_file(copy.0.join("model.safetensors")).unwrap();
     let write = |input: &str, dtype: DType, shape: &[Dim]| {
