@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use core_tensor::op::{Loop, Op, OpError};
 use core_tensor::{
     Backend, BackendError, Bindings, DType, Graph, GraphError, Program, Progress, Session, StepTime, Tensor, ValueId,
-    Weights, evaluate, op,
+    Weight, Weights, evaluate, op,
 };
 use polaris_optimizer::Report;
 
@@ -56,6 +56,8 @@ enum Piece {
 /// A subgraph that is made ready when it first runs.
 struct Lazy {
     graph: Arc<Graph>,
+    /// For each input of the subgraph, whether it is still given; others have become weights.
+    kept: Vec<bool>,
     backends: Vec<Arc<dyn Backend>>,
     options: ExecutableOptions,
     /// Symbols that have values outside.
@@ -136,20 +138,34 @@ impl Executable {
         let mut done = 0;
         let mut made = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let lazy = |sub: &Arc<Graph>| Box::new(Lazy {
-                graph: sub.clone(),
-                backends: roomy.clone(),
-                options,
-                known: piece.known.clone(),
-                made: OnceLock::new(),
-            });
+            // Inputs of subgraphs that are weights outside are weights inside, too: kernels pack weights.
+            let lazy = |sub: &Arc<Graph>, first: usize, at: usize| -> Result<Box<Lazy>, GraphError> {
+                let given = piece.nodes.first().map_or(&[][..], |node| &graph.nodes()[*node].inputs[..]);
+                let weights: Vec<Option<Arc<Weight>>> = (0..sub.inputs().len())
+                    .map(|i| {
+                        let outer = i.checked_sub(first).and_then(|i| given.get(i + at).copied().flatten())?;
+                        graph.weight_of(outer).cloned()
+                    })
+                    .collect();
+                Ok(Box::new(Lazy {
+                    graph: Arc::new(with_weights(sub, &weights)?),
+                    kept: weights.iter().map(Option::is_none).collect(),
+                    backends: roomy.clone(),
+                    options,
+                    known: piece.known.clone(),
+                    made: OnceLock::new(),
+                }))
+            };
             made.push(match (&piece.place, piece.nodes.first()) {
                 (Place::Host, Some(&node)) => match &graph.nodes()[node].op {
                     Op::If(op) => {
-                        let (then_branch, else_branch) = (lazy(&op.then_branch), lazy(&op.else_branch));
+                        let (then_branch, else_branch) = (lazy(&op.then_branch, 0, 1)?, lazy(&op.else_branch, 0, 1)?);
                         Piece::Branch { node, then_branch, else_branch }
                     }
-                    Op::Loop(op) => Piece::Repeat { node, body: lazy(&op.body) },
+                    Op::Loop(op) => {
+                        let first = 2 + op.carried;
+                        Piece::Repeat { node, body: lazy(&op.body, first, first)? }
+                    }
                     _ => Piece::Host(node),
                 },
                 (Place::Backend(backend), _) => {
@@ -309,14 +325,14 @@ impl Executable {
                         let condition = inputs.first().and_then(Option::as_ref).ok_or(op::missing_input(0))?;
                         let branch = if op::truth(condition)? { then_branch } else { else_branch };
                         let captures: Vec<Tensor> = inputs[1..].iter().flatten().cloned().collect();
-                        branch.get()?.run_within(bindings, &captures)
+                        branch.get()?.run_within(bindings, &branch.given(&captures))
                     })?;
                 }
                 Piece::Repeat { node, body } => {
                     self.host(*node, &mut values, &mut bindings, |op, inputs, bindings| {
                         let Op::Loop(op) = op else { return Err(OpError::Custom("no loop".into()).into()) };
-                        let body = body.get()?;
-                        Loop::drive(op, inputs, |given| body.run_within(bindings, given))
+                        let made = body.get()?;
+                        Loop::drive(op, inputs, |given| made.run_within(bindings, &body.given(given)))
                     })?;
                 }
             }
@@ -327,10 +343,9 @@ impl Executable {
         let output = |id: &ValueId| -> Result<Tensor, RuntimeError> {
             match (values.get(id), graph.weight_of(*id)) {
                 (Some(tensor), _) => Ok(tensor.clone()),
-                (None, Some(weight)) => Ok(weight.to_tensor().map_err(|source| BackendError::Weight {
-                    name: graph.value(*id).name.clone(),
-                    source,
-                })?),
+                (None, Some(weight)) => Ok(weight
+                    .to_tensor()
+                    .map_err(|source| BackendError::Weight { name: graph.value(*id).name.clone(), source })?),
                 (None, None) => Err(GraphError::Output { value: *id }.into()),
             }
         };
@@ -386,7 +401,40 @@ impl fmt::Debug for Executable {
     }
 }
 
+/// The same graph with some of its inputs as weights.
+fn with_weights(graph: &Graph, weights: &[Option<Arc<Weight>>]) -> Result<Graph, GraphError> {
+    let mut new = Graph::new(graph.name());
+    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    for (id, weight) in graph.inputs().iter().zip(weights) {
+        let value = graph.value(*id);
+        let given = match (weight, graph.tensor_type(*id)) {
+            (Some(weight), _) => new.weight(&value.name, weight.clone()),
+            (None, Some((dtype, shape))) => new.input(&value.name, dtype, shape),
+            (None, None) => return Err(GraphError::Token { value: *id }),
+        };
+        map.insert(*id, given);
+    }
+    for (id, weight) in graph.weights() {
+        let given = new.weight(&graph.value(id).name, weight.clone());
+        map.insert(id, given);
+    }
+    for node in graph.nodes() {
+        let inputs = node.inputs.iter().map(|id| id.and_then(|id| map.get(&id).copied())).collect();
+        let outputs = new.add_node(&node.name, node.op.clone(), inputs)?;
+        map.extend(node.outputs.iter().copied().zip(outputs));
+    }
+    for id in graph.outputs() {
+        new.output(map.get(id).copied().ok_or(GraphError::Output { value: *id })?);
+    }
+    Ok(new)
+}
+
 impl Lazy {
+    /// Of the inputs that the operator has for the subgraph, those that it still takes.
+    fn given(&self, inputs: &[Tensor]) -> Vec<Tensor> {
+        inputs.iter().zip(&self.kept).filter(|(_, kept)| **kept).map(|(tensor, _)| tensor.clone()).collect()
+    }
+
     fn get(&self) -> Result<&Executable, RuntimeError> {
         if let Some(made) = self.made.get() {
             return Ok(made);
@@ -441,9 +489,7 @@ impl Straight {
         let (bounds, program) = match compile(&bounds) {
             Ok(program) => (bounds, program),
             // Some extents are expressions that have no value with room, such as differences.
-            Err(_) if bounds != *extents => {
-                (extents.clone(), compile(extents).map_err(|e| failed(&*self.backend, e))?)
-            }
+            Err(_) if bounds != *extents => (extents.clone(), compile(extents).map_err(|e| failed(&*self.backend, e))?),
             Err(error) => return Err(failed(&*self.backend, error)),
         };
         tracing::debug!(graph = self.graph.name(), ?bounds, arena = program.plan().arena_bytes, "compiled");

@@ -150,8 +150,7 @@ fn choose(
         match backend.supports(graph, node) {
             Ok(()) => return Ok(i),
             Err(reason) => {
-                let text =
-                    format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name());
+                let text = format!("{} refuses node {:?} ({}): {reason}", backend.name(), node.name, node.op.name());
                 let count = named.entry(i).or_default();
                 *count += 1;
                 if *count <= NAMED {
