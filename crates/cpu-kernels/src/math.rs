@@ -152,9 +152,19 @@ pub(crate) fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     // In this order NaN stays NaN.
     let x = s.f_min(s.f_splat(3.92), s.f_max(s.f_splat(-3.92), x));
     let t = s.f_mul(x, x);
-    let p =
-        polynomial(s, t, [2.050_070_6e-6, 2.848_624_7e-4, 3.765_070_3e-3, 5.274_699_6e-2, 1.903_948_6e-1, 1.128_379_1]);
-    let q = polynomial(s, t, [3.809_048_6e-5, 1.162_388_4e-3, 1.496_812_2e-2, 1.141_041_4e-1, 5.020_657_8e-1, 1.0]);
+    let p = polynomial(
+        s,
+        t,
+        [
+            2.050_070_6e-6,
+            2.848_624_7e-4,
+            3.765_070_3e-3,
+            5.274_699_6e-2,
+            0.190_394_86,
+            std::f32::consts::FRAC_2_SQRT_PI,
+        ],
+    );
+    let q = polynomial(s, t, [3.809_048_6e-5, 1.162_388_4e-3, 1.496_812_2e-2, 1.141_041_4e-1, 0.502_065_8, 1.0]);
     s.f_div(s.f_mul(x, p), q)
 }
 
@@ -165,8 +175,8 @@ fn sine<S: Simd, const SHIFT: i32>(s: S, x: S::F) -> S::F {
     let nf = s.f_from_i(n);
     // The first two parts have so few bits that their products with n are exact.
     let r = s.f_fma(nf, s.f_splat(-1.570_312_5), x);
-    let r = s.f_fma(nf, s.f_splat(-4.837_512_969_970_703e-4), r);
-    let r = s.f_fma(nf, s.f_splat(-7.549_789_954_891e-8), r);
+    let r = s.f_fma(nf, s.f_splat(-4.837_513e-4), r);
+    let r = s.f_fma(nf, s.f_splat(-7.549_79e-8), r);
     let r2 = s.f_mul(r, r);
     let sin = s.f_mul(r, polynomial(s, r2, [1.0 / 362_880.0, -1.0 / 5040.0, 1.0 / 120.0, -1.0 / 6.0, 1.0]));
     let cos = polynomial(s, r2, [1.0 / 40_320.0, -1.0 / 720.0, 1.0 / 24.0, -0.5, 1.0]);

@@ -16,9 +16,12 @@ pub(crate) struct QuantizedWeight {
     pub(crate) axis: usize,
 }
 
+/// Signed bytes, and the factors along the axis.
+pub(crate) type Loaded = (Vec<u8>, Vec<f32>);
+
 impl QuantizedWeight {
     /// The weight's bytes as signed ones around zero, and the factor of each index of the axis.
-    pub(crate) fn load(&self, graph: &Graph) -> Result<Option<(Vec<u8>, Vec<f32>)>, WeightError> {
+    pub(crate) fn load(&self, graph: &Graph) -> Result<Option<Loaded>, WeightError> {
         let (Some(weight), Some(scale)) = (graph.weight_of(self.weight), graph.weight_of(self.scale)) else {
             return Ok(None);
         };
