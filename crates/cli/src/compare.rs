@@ -120,7 +120,8 @@ fn difference(name: &str, a: &Tensor, b: &Tensor) -> Result<Difference, Failure>
     }
     let convert = |error: core_tensor::TensorError| Failure::Runtime(format!("output {name:?}: {error}"));
     let (x, y) = (a.to_f32().map_err(convert)?, b.to_f32().map_err(convert)?);
-    let (mut maximum, mut sum, mut noise, mut xx, mut yy, mut xy, mut not_finite) = (0.0f64, 0.0, 0.0, 0.0, 0.0, 0.0, 0);
+    let (mut maximum, mut sum, mut noise, mut xx, mut yy, mut xy, mut not_finite) =
+        (0.0f64, 0.0, 0.0, 0.0, 0.0, 0.0, 0);
     for (x, y) in x.iter().zip(&y) {
         if !x.is_finite() || !y.is_finite() {
             not_finite += usize::from(!(x == y || x.is_nan() && y.is_nan()));

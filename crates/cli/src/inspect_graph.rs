@@ -75,7 +75,8 @@ pub(crate) fn run(path: &Path, show: Show) -> Result<(), Failure> {
     }
     if show.tensors {
         for weight in &inspection.weights {
-            let _ = writeln!(text, "{} {:?} {} {}", weight.dtype, weight.shape, bytes(weight.bytes), shown(&weight.name));
+            let _ =
+                writeln!(text, "{} {:?} {} {}", weight.dtype, weight.shape, bytes(weight.bytes), shown(&weight.name));
         }
     }
     output::write(&text)

@@ -14,7 +14,8 @@ const LONGEST_HEADER: usize = 1 << 16;
 
 /// Reads a tensor.
 pub(crate) fn read(path: &Path) -> Result<Tensor, Failure> {
-    let wrong = |offset: usize, reason: &str| Failure::Runtime(format!("{}: at byte {offset}: {reason}", path.display()));
+    let wrong =
+        |offset: usize, reason: &str| Failure::Runtime(format!("{}: at byte {offset}: {reason}", path.display()));
     let io = |error: std::io::Error| Failure::file(path, &error);
     let mut file = File::open(path).map_err(io)?;
     if !file.metadata().map_err(io)?.is_file() {

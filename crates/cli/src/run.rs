@@ -217,8 +217,7 @@ fn summary(name: &str, tensor: &Tensor, file: Option<&Path>) -> OutputReport {
         file: file.map(Path::to_owned),
         minimum: some(values.iter().fold(f32::INFINITY, |m, v| m.min(*v))),
         maximum: some(values.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v))),
-        mean: (!values.is_empty())
-            .then(|| values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64),
+        mean: (!values.is_empty()).then(|| values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64),
     }
 }
 
@@ -254,10 +253,7 @@ fn as_text(report: &Report, executable: &Executable) -> String {
             let _ = writeln!(
                 text,
                 "latency {:.3} ms (median of {}; {:.3} to {:.3})",
-                latency.median_milliseconds,
-                latency.runs,
-                latency.minimum_milliseconds,
-                latency.maximum_milliseconds
+                latency.median_milliseconds, latency.runs, latency.minimum_milliseconds, latency.maximum_milliseconds
             );
         }
         None => {

@@ -65,7 +65,8 @@ fn run_writes_each_output_to_a_file_named_after_it() {
         }
     }
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
-    let json = polaris(&[&arguments[..], &["--device", "cpu", "--json", "--runs", "2", "--profile"]].concat()).succeeded();
+    let json =
+        polaris(&[&arguments[..], &["--device", "cpu", "--json", "--runs", "2", "--profile"]].concat()).succeeded();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["outputs"][1]["name"], "z/sum");
     assert_eq!(json["latency"]["runs"], 2);
@@ -77,7 +78,8 @@ fn a_comparison_with_the_reference_shows_next_to_no_difference() {
     let folder = Folder::new();
     let model = model(&folder);
     let model = model.to_str().unwrap();
-    let common = ["compare", model, "--input", "random", "-x", "rows=5", "--device", "cpu", "--other-device", "reference"];
+    let common =
+        ["compare", model, "--input", "random", "-x", "rows=5", "--device", "cpu", "--other-device", "reference"];
     let json = polaris(&[&common[..], &["--json"]].concat()).succeeded();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     for output in json["outputs"].as_array().unwrap() {

@@ -186,7 +186,10 @@ fn cpu(options: &BackendOptions) -> Result<Vec<Arc<dyn Backend>>, Error> {
         Activations::Q8 => ActivationKind::Q8,
         Activations::F32 => ActivationKind::F32,
     };
-    let cpu = CpuOptions::default().with_threads(options.threads.unwrap_or(0)).with_activations(activations).with_profile(options.profile);
+    let cpu = CpuOptions::default()
+        .with_threads(options.threads.unwrap_or(0))
+        .with_activations(activations)
+        .with_profile(options.profile);
     Ok(vec![Arc::new(CpuBackend::new(cpu))])
 }
 

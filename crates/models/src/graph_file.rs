@@ -55,9 +55,7 @@ pub fn open(path: &Path, options: &GraphOptions) -> Result<GraphFile, Error> {
     let import = ImportOptions { extents: options.extents.clone(), ..ImportOptions::default() };
     let graph = match model.graph(&import) {
         // A branch that these extents never take may not fit them; with symbols that is found when it is taken.
-        Err(error) if import.extents != Bindings::new() => {
-            model.graph(&ImportOptions::default()).map_err(|_| error)?
-        }
+        Err(error) if import.extents != Bindings::new() => model.graph(&ImportOptions::default()).map_err(|_| error)?,
         graph => graph?,
     };
     Ok(GraphFile { path: path.to_owned(), format: "ONNX", about, graph })

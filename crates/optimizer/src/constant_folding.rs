@@ -11,7 +11,8 @@ pub(crate) fn run(graph: &Graph, growth: usize) -> Result<Rewritten, GraphError>
     let quantized = quantized_weights(graph);
     let multiplied = multiplied_with(graph);
     let folds = |node: &Node| {
-        let growth = if node.outputs.iter().any(|id| multiplied[id.index()]) { LARGEST_WEIGHT.max(growth) } else { growth };
+        let growth =
+            if node.outputs.iter().any(|id| multiplied[id.index()]) { LARGEST_WEIGHT.max(growth) } else { growth };
         is_constant(graph, node, growth) && !node.outputs.iter().any(|id| quantized[id.index()])
     };
     if !graph.nodes().iter().any(folds) {

@@ -40,8 +40,11 @@ pub(crate) fn candidates() -> &'static [Candidate] {
         for level in Level::available().into_iter().filter(|_| !only_vulkan()) {
             for threads in [1, 2, 3] {
                 for activations in [ActivationKind::F32, ActivationKind::Q8] {
-                    let options =
-                        CpuOptions::default().with_small_alone(false).with_level(level).with_threads(threads).with_activations(activations);
+                    let options = CpuOptions::default()
+                        .with_small_alone(false)
+                        .with_level(level)
+                        .with_threads(threads)
+                        .with_activations(activations);
                     let rounds_activations = match activations {
                         ActivationKind::F32 | ActivationKind::I16 => |_| false,
                         ActivationKind::Q8 => cpu_rounds_activations,
