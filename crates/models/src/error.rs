@@ -21,10 +21,10 @@ pub enum Error {
     Gguf(#[from] GgufError),
     /// The file cannot be read, is no ONNX file, or has operators that are not supported.
     #[error(transparent)]
-    Onnx(#[from] OnnxError),
+    Onnx(Box<OnnxError>),
     /// The file cannot be read, or is no safetensors file.
     #[error(transparent)]
-    Torch(#[from] TorchError),
+    Torch(Box<TorchError>),
     /// A file cannot be read, or is not what is needed.
     #[error("{path}: {reason}")]
     Unusable {
@@ -194,6 +194,18 @@ pub enum Error {
     /// Loading was cancelled.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<OnnxError> for Error {
+    fn from(error: OnnxError) -> Error {
+        Error::Onnx(Box::new(error))
+    }
+}
+
+impl From<TorchError> for Error {
+    fn from(error: TorchError) -> Error {
+        Error::Torch(Box::new(error))
+    }
 }
 
 /// Some names, and how many more there are.

@@ -60,10 +60,13 @@ pub(crate) struct Output {
     number: usize,
 }
 
+/// Given a text's number, its values of an output, and the output's last extent.
+type EachText<'a> = dyn FnMut(usize, &[f32], usize) -> Result<(), Error> + 'a;
+
 /// What runs the graph.
 enum Runner {
     /// All of it on one backend, in programs for bounds of the extents.
-    Whole(Model),
+    Whole(Box<Model>),
     /// On several, for exact extents: what has control flow, or operators that the device lacks.
     Split(Executable),
 }
@@ -293,7 +296,7 @@ impl Encoder {
         texts: &[Tokens],
         output: &Output,
         progress: &mut TextProgress<'_>,
-        each: &mut dyn FnMut(usize, &[f32], usize) -> Result<(), Error>,
+        each: &mut EachText<'_>,
     ) -> Result<(), Error> {
         let lengths: Vec<usize> = texts.iter().map(|tokens| tokens.ids.len()).collect();
         let mut session = match &self.runner {
@@ -385,7 +388,7 @@ impl Runner {
         let mut passed_over = Vec::new();
         for (number, backend) in backends.iter().enumerate() {
             match Model::load(std::slice::from_ref(backend), graph.clone(), options.clone(), progress) {
-                Ok(model) => return Ok((Runner::Whole(model), passed_over)),
+                Ok(model) => return Ok((Runner::Whole(Box::new(model)), passed_over)),
                 Err(error @ RuntimeError::NoMemory { .. }) if number + 1 < backends.len() => {
                     passed_over.push(error.to_string());
                 }
