@@ -28,6 +28,8 @@ pub(crate) struct CpuWeights {
     pub(crate) recurrents: HashMap<RecurrentId, PackedRecurrent>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
+    /// Biases of convolutions that are stored in other dtypes, as f32.
+    pub(crate) biases: HashMap<ValueId, Tensor>,
     /// Tables that rows are gathered from, as stored.
     pub(crate) tables: HashMap<ValueId, Arc<Weight>>,
     bytes: u64,
@@ -64,6 +66,7 @@ struct Uses {
     transposed_matrix: bool,
     table: bool,
     plain: bool,
+    bias: bool,
 }
 
 fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
@@ -82,6 +85,9 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
                 (Op::MatMul(_), 1) if is_linear(graph, node) => uses.transposed_matrix = true,
                 (Op::Recurrent(_), 1..=3 | 7) if recurrent_id(graph, node).is_some() => {}
                 (Op::Conv(_) | Op::ConvTranspose(_), 1) if conv_id(graph, node).is_some() => {}
+                (Op::Conv(_) | Op::ConvTranspose(_), 2) if conv_id(graph, node).is_some() && !is_f32(graph, id) => {
+                    uses.bias = true;
+                }
                 // Of a vector each element is a row, and not one of the weight's.
                 (Op::Gather(op), 0) if op.axis == 0 && has_kernel(graph, node) => match graph.weight_of(id) {
                     Some(weight) if weight.shape().len() > 1 => uses.table = true,
@@ -92,6 +98,10 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
         }
     }
     all
+}
+
+fn is_f32(graph: &Graph, id: ValueId) -> bool {
+    matches!(graph.tensor_type(id), Some((DType::F32, _)))
 }
 
 /// Rows that one thread packs at a time: enough to amortize the hand-out, few enough that the source pages can be dropped behind it.
@@ -121,6 +131,7 @@ impl CpuWeights {
             convs: HashMap::new(),
             recurrents: HashMap::new(),
             plain: HashMap::new(),
+            biases: HashMap::new(),
             tables: HashMap::new(),
             bytes: 0,
         };
@@ -133,6 +144,12 @@ impl CpuWeights {
                 let tensor = plain(weight).map_err(|source| BackendError::Weight { name: name(id), source })?;
                 loaded.bytes += tensor.bytes().len() as u64;
                 loaded.plain.insert(id, tensor);
+            }
+            if uses.bias {
+                let cast = weight.cast(DType::F32).and_then(|weight| weight.to_tensor());
+                let tensor = cast.map_err(|source| BackendError::Weight { name: name(id), source })?;
+                loaded.bytes += tensor.bytes().len() as u64;
+                loaded.biases.insert(id, tensor);
             }
             if uses.table {
                 loaded.tables.insert(id, weight.clone());

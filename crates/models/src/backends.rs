@@ -189,6 +189,7 @@ fn cpu(options: &BackendOptions) -> Result<Vec<Arc<dyn Backend>>, Error> {
     let cpu = CpuOptions::default()
         .with_threads(options.threads.unwrap_or(0))
         .with_activations(activations)
+        .with_dequantized(activations)
         .with_profile(options.profile);
     Ok(vec![Arc::new(CpuBackend::new(cpu))])
 }

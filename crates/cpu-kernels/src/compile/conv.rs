@@ -34,7 +34,10 @@ pub(crate) fn conv_id(graph: &Graph, node: &Node) -> Option<ConvId> {
     let (DType::F32, x) = graph.tensor_type(input(0)?)? else { return None };
     let id = input(1)?;
     let weight = graph.weight_of(id)?;
-    if !weight.dtype().is_float() {
+    // A bias of another dtype is converted when weights are loaded.
+    let computed = input(2).filter(|bias| graph.weight_of(*bias).is_none());
+    let bias_fits = computed.is_none_or(|bias| matches!(graph.tensor_type(bias), Some((DType::F32, _))));
+    if !weight.dtype().is_float() || !bias_fits {
         return None;
     }
     let shape = weight.shape();

@@ -57,7 +57,10 @@ impl Finish {
     }
 
     fn bias(&self, cx: &RunContext<'_>) -> *const f32 {
-        self.bias.map_or(std::ptr::null(), |bias| cx.floats(bias).as_ptr())
+        self.bias.map_or(std::ptr::null(), |bias| match cx.weights.biases.get(&bias) {
+            Some(tensor) => tensor.bytes().as_ptr().cast(),
+            None => cx.floats(bias).as_ptr(),
+        })
     }
 }
 
