@@ -39,7 +39,7 @@ fn encoder(fused: bool) -> (Graph, usize) {
     let mut random = Random::new(12);
     let mut graph = Graph::new("encoder");
     let (batch, tokens) = (Dim::sym("batch"), Dim::sym("tokens"));
-    let of = |dims: &[Dim]| Reshape { shape: dims.iter().cloned().collect() };
+    let of = |dims: &[Dim]| Reshape { shape: dims.to_vec() };
     let ids = graph.input("input_ids", DType::I64, &[batch.clone(), tokens.clone()]);
     let mask = graph.input("attention_mask", DType::I64, &[batch.clone(), tokens.clone()]);
     let table = weight(&mut graph, &mut random, &[vocabulary, width], 1.0);

@@ -79,7 +79,7 @@ fn elements_of_every_size_are_sliced_by_steps_turned_and_repeated() {
         }
         let line = graph.input("line", dtype, &[5.into(), 1.into()]);
         for shape in [vec![5.into(), 6.into()], vec![2.into(), rows.clone(), 5.into(), 3.into()]] {
-            let y = graph.add("y", Op::Expand(Expand { shape: shape.into() }), &[line]).expect("a broadcast");
+            let y = graph.add("y", Op::Expand(Expand { shape }), &[line]).expect("a broadcast");
             graph.output(y);
         }
         let flat = Reshape { shape: [rows.mul(5.into()), 6.into()].into_iter().collect() };
