@@ -73,7 +73,7 @@ pub fn write(graph: &Graph, path: &Path) -> Result<(), ExportError> {
 /// The same with another limit of weights within the model's file.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_with(graph: &Graph, path: &Path, external_above: u64) -> Result<(), ExportError> {
     file::write(graph, path, external_above)
 }
