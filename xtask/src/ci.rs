@@ -192,7 +192,11 @@ fn on_lavapipe(mut tests: Command, bits: u32, chosen: bool) -> Result<Command, S
 fn widths(tests: &mut Tests) -> Result<(), String> {
     for bits in [128, 512] {
         let mut conformance = on_lavapipe(cargo(), bits, false)?;
-        conformance.args(["test", "--package", "polaris-tests", "--test", "conformance"]);
+        conformance.args(["test", "--package", "polaris-tests", "--test", "conformance", "--"]);
+        // What moves or computes single elements, and convolutions, whose lanes do not meet.
+        for apart in ["device::images", "device::elements", "device::moves", "elementwise", "shape", "gather"] {
+            conformance.args(["--skip", apart]);
+        }
         run_tests(conformance.env("POLARIS_CONFORMANCE", "vulkan"), tests)?;
     }
     Ok(())
