@@ -75,9 +75,14 @@ impl Builder {
         self.graph.weight("w", weight)
     }
 
-    /// Adds a node if the operator takes these inputs.
+    /// Adds a node if the operator takes these inputs, whatever the number of rows: shape rules let symbols pass that only may fit.
     fn add(&mut self, op: Op, inputs: &[ValueId]) -> Option<ValueId> {
-        let y = self.graph.add("node", op, inputs).ok()?;
+        let mut graph = self.graph.clone();
+        let y = graph.add("node", op, inputs).ok()?;
+        if (0..=ROWS).any(|rows| graph.extents(&Bindings::new().with("rows", rows)).is_err()) {
+            return None;
+        }
+        self.graph = graph;
         if self.graph.tensor_type(y).is_some() {
             self.values.push(y);
         }
