@@ -93,8 +93,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             b.graph.inputs().len()
         )));
     }
-    let first = compute.load(a.graph, compute.device, false, &interrupt)?;
-    let second = compute.load(b.graph, arguments.other_device.unwrap_or(compute.device), false, &interrupt)?;
+    let first = compute.load(a.graph, None, false, &interrupt)?;
+    let second = compute.load(b.graph, arguments.other_device, false, &interrupt)?;
     let mut results = Vec::new();
     for executable in [&first, &second] {
         let mut outputs = executable.run(&inputs).map_err(models::Error::from)?;

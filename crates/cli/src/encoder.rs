@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use core_tensor::FileAccess;
-use models::backends::{Activations, BackendOptions, Device};
 use models::bert::{BertOptions, DEFAULT_BATCH, TextTokenizer};
 use models::llama::LoadProgress;
 
 use crate::failure::Failure;
 use crate::generate::read_text;
+use crate::graph::GraphDevice;
 use crate::interrupt::Interrupt;
-use crate::model::{LoadBar, activations};
+use crate::model::LoadBar;
 use crate::output;
 
 /// The model and what computes it.
@@ -32,30 +32,18 @@ pub(crate) struct EncoderArguments {
     /// Read the file instead of mapping it into memory
     #[arg(long)]
     no_mmap: bool,
-    /// What runs the model: auto, cpu, vulkan, vulkan:N, or the (very slow) reference
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Computing")]
-    device: Device,
-    /// Threads of the processor [default: all that the process may use]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
-    threads: Option<u16>,
+    #[command(flatten)]
+    device: GraphDevice,
     /// Texts that are evaluated side by side at most
     #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH as u16, value_parser = clap::value_parser!(u16).range(1..=4096), help_heading = "Computing")]
     batch: u16,
-    /// Activations that meet quantized weights: f32 (as the file says) or rounded to 8 bits (fast)
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = activations(), help_heading = "Computing")]
-    activations: Activations,
 }
 
 impl EncoderArguments {
     fn options(&self) -> BertOptions {
         BertOptions {
             access: if self.no_mmap { FileAccess::Read } else { FileAccess::Map },
-            backend: BackendOptions {
-                device: self.device,
-                threads: self.threads.map(usize::from),
-                activations: self.activations,
-                ..BackendOptions::default()
-            },
+            backend: self.device.backend(),
             max_tokens: self.max_tokens.map(|tokens| tokens as usize),
             batch: self.batch.into(),
             tokenizer: self.tokenizer.clone(),

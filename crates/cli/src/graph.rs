@@ -29,9 +29,9 @@ pub(crate) struct Inputs {
     extents: Vec<(String, usize)>,
 }
 
-/// What runs a graph.
+/// Where a graph that says itself how it computes runs.
 #[derive(Debug, Args)]
-pub(crate) struct GraphCompute {
+pub(crate) struct GraphDevice {
     /// What runs it: auto, cpu, vulkan, vulkan:N, or the (very slow) reference
     ///
     /// What a device lacks runs on the processor.
@@ -39,16 +39,30 @@ pub(crate) struct GraphCompute {
     pub(crate) device: Device,
     /// Threads of the processor [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
-    pub(crate) threads: Option<u16>,
+    threads: Option<u16>,
     /// Activations that meet quantized weights: f32 (as the file says) or rounded to 8 bits (fast)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = crate::model::activations(), help_heading = "Computing")]
-    pub(crate) activations: backends::Activations,
+    activations: backends::Activations,
+}
+
+impl GraphDevice {
+    pub(crate) fn backend(&self) -> BackendOptions {
+        let threads = self.threads.map(usize::from);
+        BackendOptions { device: self.device, threads, activations: self.activations, profile: false }
+    }
+}
+
+/// What runs a graph, and from which file.
+#[derive(Debug, Args)]
+pub(crate) struct GraphCompute {
+    #[command(flatten)]
+    device: GraphDevice,
     /// Run the graph as it is in the file, without the optimizer's passes
     #[arg(long, help_heading = "Computing")]
-    pub(crate) no_optimize: bool,
+    no_optimize: bool,
     /// Read the file instead of mapping it into memory
     #[arg(long)]
-    pub(crate) no_mmap: bool,
+    no_mmap: bool,
 }
 
 fn extent(text: &str) -> Result<(String, usize), String> {
@@ -64,16 +78,16 @@ impl GraphCompute {
         Ok(graph_file::open(path, &GraphOptions { access, extents: extents.clone() })?)
     }
 
-    /// The graph, ready to run. The processor stands behind every other device, for what that one lacks.
+    /// The graph, ready to run, on another device if one is given. The processor stands behind every other device, for what that one lacks.
     pub(crate) fn load(
         &self,
         graph: Graph,
-        device: Device,
+        other_device: Option<Device>,
         profile: bool,
         interrupt: &Interrupt,
     ) -> Result<Executable, Failure> {
-        let threads = self.threads.map(usize::from);
-        let options = BackendOptions { device, threads, activations: self.activations, profile };
+        let device = other_device.unwrap_or(self.device.device);
+        let options = BackendOptions { device, profile, ..self.device.backend() };
         let mut opened = backends::open(&options)?;
         if let Some(note) = &opened.note {
             output::note(&format!("no graphics device: {note}"));
@@ -195,7 +209,8 @@ impl Inputs {
                     bindings.set(symbol, 1);
                 }
             });
-            all.push(made(&sources[i], dtype, shape, &bindings, i as u64)?);
+            let value = made(&sources[i], dtype, shape, &bindings, i as u64);
+            all.push(value.map_err(|reason| Failure::Runtime(format!("input {:?}: {reason}", names[i])))?);
         }
         if !assumed.is_empty() {
             let list: Vec<String> = assumed.iter().map(|symbol| format!("{symbol}=1")).collect();
@@ -205,13 +220,10 @@ impl Inputs {
     }
 }
 
-/// A tensor that no file holds.
-fn made(source: &Source, dtype: DType, shape: &[Dim], bindings: &Bindings, seed: u64) -> Result<Tensor, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::Runtime(error.to_string());
-    let shape = core_tensor::eval_shape(shape, bindings).map_err(|error| failed(&error))?;
-    // Checked before a list of that length is made.
-    core_tensor::byte_len(DType::F64, &shape).map_err(|error| failed(&error))?;
-    let mut zeros = Tensor::zeroed(dtype, &shape).map_err(|error| failed(&error))?;
+/// A tensor that no file holds, or why there is none.
+fn made(source: &Source, dtype: DType, shape: &[Dim], bindings: &Bindings, seed: u64) -> Result<Tensor, String> {
+    let shape = core_tensor::eval_shape(shape, bindings).map_err(|error| error.to_string())?;
+    let mut zeros = Tensor::zeroed(dtype, &shape).map_err(|error| error.to_string())?;
     if *source == Source::Zeros {
         return Ok(zeros);
     }

@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let file = compute.open(&arguments.file, &arguments.inputs.extents())?;
     let inputs = arguments.inputs.tensors(&file.graph)?;
     let names = output_names(&file.graph);
-    let executable = compute.load(file.graph, compute.device, arguments.profile, &interrupt)?;
+    let executable = compute.load(file.graph, None, arguments.profile, &interrupt)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
     let mut outputs = executable.run(&inputs).map_err(models::Error::from)?;

@@ -37,6 +37,9 @@ impl ModelFiles {
     /// # Errors
     /// When the folder has no weights, or the file is of another format.
     pub(crate) fn find(path: &Path) -> Result<ModelFiles, Error> {
+        if !path.exists() {
+            return Err(unusable(path, "no such file or folder".into()));
+        }
         let weights = if path.is_dir() {
             let found = WEIGHTS.iter().map(|name| path.join(name)).find(|weights| weights.is_file());
             found.ok_or_else(|| unusable(path, format!("a folder without {}", WEIGHTS.join(", "))))?
