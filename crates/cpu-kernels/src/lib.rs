@@ -37,6 +37,7 @@ mod compile;
 mod conv;
 mod elementwise;
 mod gather;
+mod integer;
 mod linear;
 mod math;
 pub mod matmul;

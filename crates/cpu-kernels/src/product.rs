@@ -89,7 +89,7 @@ impl Step for TensorProduct {
 }
 
 /// Which matrix of an operand goes into a matrix of the result.
-fn place(matrix: usize, batch: &[usize], operand: &[usize]) -> usize {
+pub(crate) fn place(matrix: usize, batch: &[usize], operand: &[usize]) -> usize {
     let (mut rest, mut at, mut stride) = (matrix, 0, 1);
     for (i, extent) in batch.iter().enumerate().rev() {
         if let Some(j) = (i + operand.len()).checked_sub(batch.len()) {

@@ -11,9 +11,10 @@ use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
 use crate::compile::{
-    conv_id, dequantizing_nodes, has_kernel, is_linear, quantized_matrix, quantized_table, recurrent_id,
+    conv_id, dequantizing_nodes, has_kernel, integer_id, is_linear, quantized_matrix, quantized_table, recurrent_id,
 };
 use crate::conv::packing::{ConvId, PackedConv};
+use crate::matmul::integer::IntegerMatrix;
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::recurrent::{PackedRecurrent, Plain, RecurrentId};
 use crate::threads::ThreadPool;
@@ -26,6 +27,8 @@ pub(crate) struct CpuWeights {
     pub(crate) convs: HashMap<ConvId, PackedConv>,
     /// Weights of recurrent layers.
     pub(crate) recurrents: HashMap<RecurrentId, PackedRecurrent>,
+    /// Weights of products of bytes.
+    pub(crate) integers: HashMap<IntegerId, IntegerMatrix>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
     /// Biases of convolutions that are stored in other dtypes, as f32.
@@ -59,6 +62,21 @@ impl fmt::Display for MatrixId {
     }
 }
 
+/// How the outputs of a weight of bytes lie in the graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum IntegerForm {
+    /// `[k, n]`
+    Matrix,
+}
+
+/// A weight as products of bytes multiply with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct IntegerId {
+    pub(crate) weight: ValueId,
+    pub(crate) zero: Option<ValueId>,
+    pub(crate) form: IntegerForm,
+}
+
 /// How a graph uses a weight.
 #[derive(Clone, Copy, Default)]
 struct Uses {
@@ -83,6 +101,7 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
             match (&node.op, i) {
                 (Op::MatMul(op), 1) if is_linear(graph, node) && op.transpose_b => uses.matrix = true,
                 (Op::MatMul(_), 1) if is_linear(graph, node) => uses.transposed_matrix = true,
+                (Op::MatMulInteger(_) | Op::ConvInteger(_), 1 | 3) if integer_id(graph, node).is_some() => {}
                 (Op::Recurrent(_), 1..=3 | 7) if recurrent_id(graph, node).is_some() => {}
                 (Op::Conv(_) | Op::ConvTranspose(_), 1) if conv_id(graph, node).is_some() => {}
                 (Op::Conv(_) | Op::ConvTranspose(_), 2) if conv_id(graph, node).is_some() && !is_f32(graph, id) => {
@@ -130,6 +149,7 @@ impl CpuWeights {
             matrices: HashMap::new(),
             convs: HashMap::new(),
             recurrents: HashMap::new(),
+            integers: HashMap::new(),
             plain: HashMap::new(),
             biases: HashMap::new(),
             tables: HashMap::new(),
@@ -164,6 +184,7 @@ impl CpuWeights {
             }
         }
         loaded.load_convs(graph, pool)?;
+        loaded.load_integers(graph, pool)?;
         loaded.load_recurrents(graph)?;
         let mut scales: HashMap<MatrixId, Vec<f32>> = HashMap::new();
         for node in graph.nodes() {
@@ -201,6 +222,27 @@ impl CpuWeights {
             loaded.matrices.insert(id, matrix);
         }
         Ok(loaded)
+    }
+
+    /// Packs the weights of products of bytes, each on whichever thread is free.
+    fn load_integers(&mut self, graph: &Graph, pool: &ThreadPool) -> Result<(), BackendError> {
+        let mut ids: Vec<IntegerId> = Vec::new();
+        let mut known = HashSet::new();
+        ids.extend(graph.nodes().iter().filter_map(|node| integer_id(graph, node)).filter(|id| known.insert(*id)));
+        let next = AtomicUsize::new(0);
+        let packed = Mutex::new(Vec::with_capacity(ids.len()));
+        pool.run(&|_| {
+            while let Some(id) = ids.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let result = pack_integers(graph, id);
+                packed.lock().unwrap_or_else(PoisonError::into_inner).push((*id, result));
+            }
+        });
+        for (id, packed) in packed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let packed = packed?;
+            self.bytes += packed.bytes() as u64;
+            self.integers.insert(id, packed);
+        }
+        Ok(())
     }
 
     fn load_recurrents(&mut self, graph: &Graph) -> Result<(), BackendError> {
@@ -246,6 +288,30 @@ impl CpuWeights {
         }
         Ok(())
     }
+}
+
+fn pack_integers(graph: &Graph, id: &IntegerId) -> Result<IntegerMatrix, BackendError> {
+    let weight = graph.weight_of(id.weight).ok_or(BackendError::Mismatch("weights and graph"))?;
+    let tensor = |value: ValueId| {
+        let weight = graph.weight_of(value).ok_or(BackendError::Mismatch("weights and graph"))?;
+        weight.to_tensor().map_err(|source| BackendError::Weight { name: graph.value(value).name.clone(), source })
+    };
+    let (values, zeros) = (tensor(id.weight)?, id.zero.map(tensor).transpose()?);
+    let (bytes, signed) = (values.bytes(), weight.dtype() == DType::I8);
+    let zero = |o: usize| {
+        let zeros = zeros.as_ref().map_or(&[0][..], |zeros| zeros.bytes());
+        let zero = zeros[if zeros.len() == 1 { 0 } else { o }];
+        if signed { i32::from(zero.cast_signed()) } else { i32::from(zero) }
+    };
+    let packed = match id.form {
+        IntegerForm::Matrix => {
+            let (k, n) = (weight.row_count(), weight.row_len());
+            IntegerMatrix::pack([n, 1, k], signed, |o, _, i| bytes[i * n + o], zero)
+        }
+    };
+    let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: bytes.len() })?;
+    weight.release_rows(0..weight.row_count());
+    Ok(packed)
 }
 
 fn pack_conv(graph: &Graph, id: &ConvId) -> Result<PackedConv, BackendError> {

@@ -14,6 +14,7 @@ mod encoder;
 mod errors;
 mod fusion;
 mod gather;
+mod integer;
 mod matmul;
 mod norm;
 mod pool;

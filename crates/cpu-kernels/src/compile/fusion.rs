@@ -144,7 +144,7 @@ impl Compiler<'_> {
     }
 
     /// Takes over an addition of a bias to a product that nothing else reads.
-    fn take_bias(&mut self, y: ValueId) -> (ValueId, Option<ValueId>) {
+    pub(super) fn take_bias(&mut self, y: ValueId) -> (ValueId, Option<ValueId>) {
         let Some((reader, bias)) = self.bias_addition(y) else { return (y, None) };
         self.taken.insert(reader);
         (self.graph.nodes()[reader].outputs[0], Some(bias))
@@ -213,7 +213,7 @@ impl Compiler<'_> {
     }
 
     /// Takes over a function of a product that nothing else reads.
-    fn take_activation(&mut self, y: ValueId) -> (ValueId, Option<Unary>) {
+    pub(super) fn take_activation(&mut self, y: ValueId) -> (ValueId, Option<Unary>) {
         let Some(reader) = self.sole_reader(y) else { return (y, None) };
         let node = &self.graph.nodes()[reader];
         match node.op {
@@ -227,7 +227,7 @@ impl Compiler<'_> {
 
     /// Takes over the addition of a residual that dies there: the product accumulates into the residual's buffer. `used` is what the step itself
     /// reads and keeps.
-    fn take_residual(&mut self, y: ValueId, i: usize, used: &[ValueId]) -> Option<ValueId> {
+    pub(super) fn take_residual(&mut self, y: ValueId, i: usize, used: &[ValueId]) -> Option<ValueId> {
         let (reader, residual) = self.sole_addition(y)?;
         let sum = self.graph.nodes()[reader].outputs[0];
         let root = self.root[residual.index()];

@@ -25,11 +25,13 @@ use crate::weights::CpuWeights;
 
 mod conv;
 mod fusion;
+mod integer;
 mod quantized;
 mod recurrent;
 mod schedule;
 
 pub(crate) use conv::conv_id;
+pub(crate) use integer::integer_id;
 pub(crate) use recurrent::recurrent_id;
 
 pub(crate) use quantized::{QuantizedWeight, dequantizing_nodes, quantized_matrix, quantized_table};
@@ -90,6 +92,8 @@ struct Compiler<'a> {
     root: Vec<ValueId>,
     /// Nodes that a fused step has taken over.
     taken: HashSet<usize>,
+    /// What turns the sums of each product of bytes into floats.
+    chains: HashMap<usize, integer::Chain>,
     drafts: Vec<Draft>,
     /// Scratch buffers that hold images in blocks of channels.
     blocked: HashMap<ValueId, usize>,
@@ -158,6 +162,10 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
         Op::Softmax(_) | Op::Reduce(_) | Op::ArgMax(_) | Op::TopK(_) => f32(0),
         Op::Reshape(_) => node.inputs.len() == 1,
         Op::Slice(_) => true,
+        Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => {
+            integer::converts_bytes(graph, node)
+        }
+        Op::MatMulInteger(_) => integer_id(graph, node).is_some() || integer::multiplies_bytes(graph, node),
         Op::Cast(op) => {
             const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];
             tensor(0).is_some_and(|(from, _)| {
@@ -200,6 +208,7 @@ pub(crate) fn compile(
         node.inputs.iter().flatten().for_each(|id| readers[id.index()].push(i));
     }
     graph.outputs().iter().for_each(|id| readers[id.index()].push(usize::MAX));
+    let (chains, spare) = integer::chains(graph, &readers);
     let mut compiler = Compiler {
         graph,
         weights: loaded,
@@ -209,7 +218,8 @@ pub(crate) fn compile(
         dequantized: target.dequantized,
         readers,
         root: graph.value_ids().collect(),
-        taken: dequantizing_nodes(graph),
+        taken: dequantizing_nodes(graph).into_iter().chain(spare).collect(),
+        chains,
         drafts: Vec::new(),
         blocked: HashMap::new(),
         unplain: HashSet::new(),
@@ -371,6 +381,13 @@ impl Compiler<'_> {
                 let step = TensorProduct { a, b, y, transpose_b: op.transpose_b, scratch, counter, largest };
                 self.draft(step, &[a, b], &[y], Deal::Own);
                 self.last_writes(Memory::Scratch(scratch));
+            }
+            Op::MatMulInteger(_) => match integer_id(graph, node) {
+                Some(weight) => return self.integer_linear(i, weight),
+                None => return self.integer_product(i),
+            },
+            Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => {
+                return self.convert_bytes(node);
             }
             Op::RmsNormalization(_) | Op::LayerNormalization(_) => {
                 if self.is_prologue(y) {

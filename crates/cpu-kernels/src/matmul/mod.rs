@@ -45,6 +45,7 @@ mod float;
 mod formats;
 mod int16;
 mod int8;
+pub(crate) mod integer;
 mod output;
 mod pack;
 

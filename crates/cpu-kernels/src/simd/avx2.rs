@@ -82,6 +82,7 @@ impl Simd for Avx2 {
         fn i_splat(v: i32) -> I = _mm256_set1_epi32(v);
         fn i_add(a: I, b: I) -> I = _mm256_add_epi32(a, b);
         fn i_sub(a: I, b: I) -> I = _mm256_sub_epi32(a, b);
+        fn i_mul(a: I, b: I) -> I = _mm256_mullo_epi32(a, b);
         fn i_max(a: I, b: I) -> I = _mm256_max_epi32(a, b);
         fn i_and(a: I, b: I) -> I = _mm256_and_si256(a, b);
         fn i_or(a: I, b: I) -> I = _mm256_or_si256(a, b);
@@ -118,6 +119,10 @@ impl Simd for Avx2 {
             _mm_storeu_si128(p.cast(), w);
         };
         fn i_store(p: *mut u8, v: I) = _mm256_storeu_si256(p.cast(), v);
+        fn i_store_u8(p: *mut u8, v: I) = {
+            let w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(p.cast(), _mm_packus_epi16(w, w));
+        };
         fn i_store_i8(p: *mut u8, v: I) = {
             let w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(w, w));
@@ -152,6 +157,28 @@ impl Simd for Avx2 {
                     _mm256_add_epi32(lo, _mm256_add_epi32(signed(2), signed(3)))
                 };
                 *acc = _mm256_add_epi32(*acc, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes<const NC: usize, const NG: usize>(
+        self,
+        acc: &mut [[I; NG]; NC],
+        w: [I; NG],
+        a: [*const u8; NC],
+    ) {
+        unsafe {
+            // Bytes of even and of odd places as 16-bit integers: `maddubs` would saturate.
+            let even = w.map(|w| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)));
+            let odd = w.map(|w| _mm256_srai_epi16::<8>(w));
+            for c in 0..NC {
+                let a = _mm256_set1_epi32(a[c].cast::<i32>().read_unaligned());
+                let (low, high) = (_mm256_and_si256(a, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(a));
+                for g in 0..NG {
+                    let sum = _mm256_add_epi32(_mm256_madd_epi16(even[g], low), _mm256_madd_epi16(odd[g], high));
+                    acc[c][g] = _mm256_add_epi32(acc[c][g], sum);
+                }
             }
         }
     }

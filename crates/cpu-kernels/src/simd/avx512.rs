@@ -60,6 +60,7 @@ impl Simd for Avx512 {
         fn i_splat(v: i32) -> I = _mm512_set1_epi32(v);
         fn i_add(a: I, b: I) -> I = _mm512_add_epi32(a, b);
         fn i_sub(a: I, b: I) -> I = _mm512_sub_epi32(a, b);
+        fn i_mul(a: I, b: I) -> I = _mm512_mullo_epi32(a, b);
         fn i_max(a: I, b: I) -> I = _mm512_max_epi32(a, b);
         fn i_and(a: I, b: I) -> I = _mm512_and_si512(a, b);
         fn i_or(a: I, b: I) -> I = _mm512_or_si512(a, b);
@@ -94,6 +95,7 @@ impl Simd for Avx512 {
         fn i_store_i16(p: *mut u8, v: I) = _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(v));
         fn i_store(p: *mut u8, v: I) = _mm512_storeu_si512(p.cast(), v);
         fn i_store_i8(p: *mut u8, v: I) = _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
+        fn i_store_u8(p: *mut u8, v: I) = _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
     }
 
     #[inline(always)]
@@ -113,6 +115,23 @@ impl Simd for Avx512 {
         quad!(1);
         quad!(2);
         quad!(3);
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes<const NC: usize, const NG: usize>(
+        self,
+        acc: &mut [[I; NG]; NC],
+        w: [I; NG],
+        a: [*const u8; NC],
+    ) {
+        for c in 0..NC {
+            unsafe {
+                let a = _mm512_set1_epi32(a[c].cast::<i32>().read_unaligned());
+                for g in 0..NG {
+                    acc[c][g] = _mm512_dpbusd_epi32(acc[c][g], a, w[g]);
+                }
+            }
+        }
     }
 
     #[inline(always)]

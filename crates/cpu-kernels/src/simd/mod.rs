@@ -227,6 +227,8 @@ pub trait Simd: Copy {
     fn i_add(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.
     fn i_sub(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `a * b`, wrapping.
+    fn i_mul(self, a: Self::I, b: Self::I) -> Self::I;
     /// The greater of each lane (signed).
     fn i_max(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bits of both.
@@ -306,6 +308,11 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` is writable for `LANES` bytes.
     unsafe fn i_store_i8(self, p: *mut u8, v: Self::I);
+    /// Stores the low byte of each lane, whose value must fit a u8.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` bytes.
+    unsafe fn i_store_u8(self, p: *mut u8, v: Self::I);
     /// Stores the low two bytes of each lane, whose value must fit an i16.
     ///
     /// # Safety
@@ -331,6 +338,18 @@ pub trait Simd: Copy {
         self,
         acc: &mut [Self::I; NC],
         w: [Self::I; 4],
+        a: [*const u8; NC],
+    );
+
+    /// Dot products of four signed weights per lane with four unsigned activations per column, exactly, wrapping at 32 bits:
+    /// `acc[c][g][lane] += Σ w[g][4 lane + i] · a[c][i]` over `i < 4`.
+    ///
+    /// # Safety
+    /// Each `a[c]` is readable for 4 bytes.
+    unsafe fn dot_bytes<const NC: usize, const NG: usize>(
+        self,
+        acc: &mut [[Self::I; NG]; NC],
+        w: [Self::I; NG],
         a: [*const u8; NC],
     );
 

@@ -90,6 +90,10 @@ impl Simd for Scalar {
         map2(a, b, i32::wrapping_sub)
     }
     #[inline(always)]
+    fn i_mul(self, a: I, b: I) -> I {
+        map2(a, b, i32::wrapping_mul)
+    }
+    #[inline(always)]
     fn i_max(self, a: I, b: I) -> I {
         map2(a, b, i32::max)
     }
@@ -194,6 +198,11 @@ impl Simd for Scalar {
         unsafe { p.cast::<[u8; 4]>().write_unaligned(v.map(|v| v.to_le_bytes()[0])) }
     }
     #[inline(always)]
+    unsafe fn i_store_u8(self, p: *mut u8, v: I) {
+        // SAFETY: the caller's.
+        unsafe { self.i_store_i8(p, v) }
+    }
+    #[inline(always)]
     unsafe fn i_store_i16(self, p: *mut u8, v: I) {
         // SAFETY: the caller's.
         unsafe { p.cast::<[i16; 4]>().write_unaligned(v.map(|v| v as i16)) }
@@ -216,6 +225,26 @@ impl Simd for Scalar {
                     for (w, a) in w.to_le_bytes().into_iter().zip(a) {
                         let w = if BITS == 8 { i32::from(w) - 128 } else { i32::from(w) };
                         *acc += w * i32::from(a);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes<const NC: usize, const NG: usize>(
+        self,
+        acc: &mut [[I; NG]; NC],
+        w: [I; NG],
+        a: [*const u8; NC],
+    ) {
+        for (acc, a) in acc.iter_mut().zip(a) {
+            // SAFETY: the caller's.
+            let a = unsafe { a.cast::<[u8; 4]>().read_unaligned() };
+            for (acc, w) in acc.iter_mut().zip(&w) {
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    for (w, a) in w.to_le_bytes().into_iter().zip(a) {
+                        *acc = acc.wrapping_add(i32::from(w.cast_signed()) * i32::from(a));
                     }
                 }
             }

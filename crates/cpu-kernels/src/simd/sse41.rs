@@ -85,6 +85,7 @@ impl Simd for Sse41 {
         fn i_splat(v: i32) -> I = _mm_set1_epi32(v);
         fn i_add(a: I, b: I) -> I = _mm_add_epi32(a, b);
         fn i_sub(a: I, b: I) -> I = _mm_sub_epi32(a, b);
+        fn i_mul(a: I, b: I) -> I = _mm_mullo_epi32(a, b);
         fn i_max(a: I, b: I) -> I = _mm_max_epi32(a, b);
         fn i_and(a: I, b: I) -> I = _mm_and_si128(a, b);
         fn i_or(a: I, b: I) -> I = _mm_or_si128(a, b);
@@ -126,6 +127,10 @@ impl Simd for Sse41 {
         fn i_load_i8(p: *const u8) -> I = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(p.cast::<i32>().read_unaligned()));
         fn i_store_i16(p: *mut u8, v: I) = _mm_storel_epi64(p.cast(), _mm_packs_epi32(v, v));
         fn i_store(p: *mut u8, v: I) = _mm_storeu_si128(p.cast(), v);
+        fn i_store_u8(p: *mut u8, v: I) = {
+            let w = _mm_packs_epi32(v, v);
+            p.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_packus_epi16(w, w)));
+        };
         fn i_store_i8(p: *mut u8, v: I) = {
             let w = _mm_packs_epi32(v, v);
             p.cast::<i32>().write_unaligned(_mm_cvtsi128_si32(_mm_packs_epi16(w, w)));
@@ -158,6 +163,28 @@ impl Simd for Sse41 {
                     _mm_add_epi32(lo, _mm_add_epi32(signed(2), signed(3)))
                 };
                 *acc = _mm_add_epi32(*acc, sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes<const NC: usize, const NG: usize>(
+        self,
+        acc: &mut [[I; NG]; NC],
+        w: [I; NG],
+        a: [*const u8; NC],
+    ) {
+        unsafe {
+            // Bytes of even and of odd places as 16-bit integers: `maddubs` would saturate.
+            let even = w.map(|w| _mm_srai_epi16::<8>(_mm_slli_epi16::<8>(w)));
+            let odd = w.map(|w| _mm_srai_epi16::<8>(w));
+            for c in 0..NC {
+                let a = _mm_set1_epi32(a[c].cast::<i32>().read_unaligned());
+                let (low, high) = (_mm_and_si128(a, _mm_set1_epi16(0xff)), _mm_srli_epi16::<8>(a));
+                for g in 0..NG {
+                    let sum = _mm_add_epi32(_mm_madd_epi16(even[g], low), _mm_madd_epi16(odd[g], high));
+                    acc[c][g] = _mm_add_epi32(acc[c][g], sum);
+                }
             }
         }
     }

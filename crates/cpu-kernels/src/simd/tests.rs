@@ -57,22 +57,25 @@ impl Kernel for Probe {
             for v in [w, u, n, s.i_add(w, u), s.i_sub(n, w), s.i_max(n, r), s.i_and(w, n), s.i_or(w, u)] {
                 put_i(v);
             }
+            put_i(s.i_mul(w, n));
             for v in [s.i_shl::<5>(w), s.i_shr::<7>(w), s.i_shr_by(w, 9), s.f_to_bits(a), s.i_splat(-3)] {
                 put_i(v);
             }
             put_i(s.i_round(s.f_from_i(n)));
             put_i(s.f_to_bits(s.f_from_bits(w)));
-            let (mut small, mut wide) = ([0u8; 16], [0i16; 16]);
+            let (mut small, mut large, mut wide) = ([0u8; 16], [0u8; 16], [0i16; 16]);
             // SAFETY: 4 readable and 16 writable bytes.
             unsafe {
                 put_i(s.i_broadcast(bytes.as_ptr().add(5)));
                 s.i_store_i8(small.as_mut_ptr(), n);
+                s.i_store_u8(large.as_mut_ptr(), u);
                 s.i_store_i16(wide.as_mut_ptr().cast(), s.i_sub(s.i_add(n, n), u));
                 let mut words = [0i32; 16];
                 s.i_store(words.as_mut_ptr().cast(), w);
                 put_i(s.i_load(words.as_ptr().cast()));
             }
             i.extend(small[..S::LANES].iter().map(|b| i32::from(*b)));
+            i.extend(large[..S::LANES].iter().map(|b| i32::from(*b)));
             i.extend(wide[..S::LANES].iter().map(|b| i32::from(*b)));
         }
         f.extend([sum, max]);
@@ -194,6 +197,55 @@ fn dot_products_of_bytes_are_exact_at_the_extremes() {
     dot_is_exact::<5>();
     dot_is_exact::<6>();
     dot_is_exact::<8>();
+}
+
+/// `dot_bytes` of two vectors of weights with two columns.
+struct DotBytes<'a>(&'a [u8; 128], &'a [[u8; 4]; 2]);
+
+impl Kernel for DotBytes<'_> {
+    type Output = Vec<i32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<i32> {
+        let mut out = vec![0; 64];
+        for lane in (0..16).step_by(S::LANES) {
+            // SAFETY: two vectors of 16 lanes of 4 bytes.
+            let w = std::array::from_fn(|g| unsafe { s.i_load(self.0.as_ptr().add(64 * g + 4 * lane)) });
+            let mut acc = [[s.i_splat(5); 2]; 2];
+            // SAFETY: each column has 4 activations.
+            unsafe { s.dot_bytes::<2, 2>(&mut acc, w, [self.1[0].as_ptr(), self.1[1].as_ptr()]) };
+            for (i, acc) in acc.into_iter().flatten().enumerate() {
+                let mut lanes = Vec::new();
+                put_bits(s, acc, &mut lanes);
+                out[16 * i + lane..][..S::LANES].copy_from_slice(&lanes);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn dot_products_of_signed_and_unsigned_bytes_are_exact_at_the_extremes() {
+    for seed in 0..20u32 {
+        let byte = |i: usize| match seed {
+            0 => 0x80,
+            1 => 0x7f,
+            _ => ((i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed * 977) >> 13) as u8,
+        };
+        let w: [u8; 128] = std::array::from_fn(byte);
+        let a: [[u8; 4]; 2] =
+            std::array::from_fn(|c| std::array::from_fn(|i| if seed < 3 { 255 } else { byte(200 + 4 * c + i) }));
+        let expected: Vec<i32> = (0..64)
+            .map(|at| {
+                let (c, g, lane) = (at / 32, at / 16 % 2, at % 16);
+                let product = |i: usize| i32::from(w[64 * g + 4 * lane + i].cast_signed()) * i32::from(a[c][i]);
+                5 + (0..4).map(product).sum::<i32>()
+            })
+            .collect();
+        for level in Level::available() {
+            assert_eq!(level.run(DotBytes(&w, &a)), expected, "{level}, seed {seed}");
+        }
+    }
 }
 
 #[test]
