@@ -4,11 +4,16 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How often a waiting thread looks before it lets others run: some tens of microseconds.
 const SPINS: u32 = 2_000;
 /// How often a worker looks for the next region before it sleeps: decode steps follow each other closely.
 const IDLE_SPINS: u32 = 50_000;
+/// The same where the last region was long in coming: who waits for the processor, as other pools do, shall have it.
+const SLOW_IDLE_SPINS: u32 = 500;
+/// A pause after which the next region is not worth waiting for, either.
+const LONG_PAUSE: Duration = Duration::from_millis(1);
 
 /// A barrier that spins, for threads that arrive within microseconds of each other.
 struct Barrier {
@@ -203,9 +208,11 @@ impl Drop for Finish<'_> {
 fn work(shared: &Shared, index: usize) {
     INSIDE.set(shared);
     let mut seen = 0;
+    let mut most_spins = SLOW_IDLE_SPINS;
     loop {
+        let idle_since = Instant::now();
         let mut spins = 0;
-        while shared.newest.load(Ordering::Acquire) == seen && spins < IDLE_SPINS {
+        while shared.newest.load(Ordering::Acquire) == seen && spins < most_spins {
             spins += 1;
             std::hint::spin_loop();
         }
@@ -213,6 +220,7 @@ fn work(shared: &Shared, index: usize) {
         while slot.0 == seen && !shared.stop.load(Ordering::Acquire) {
             slot = shared.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
+        most_spins = if idle_since.elapsed() < LONG_PAUSE { IDLE_SPINS } else { SLOW_IDLE_SPINS };
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
