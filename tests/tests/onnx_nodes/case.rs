@@ -12,8 +12,8 @@ use polaris_runtime::{Executable, ExecutableOptions};
 pub(crate) enum Runner {
     /// The reference interpreter.
     Interpreter,
-    /// A backend, with or without the optimizer's passes.
-    Backend(Arc<dyn Backend>, bool),
+    /// Backends, the later ones for what the first lacks, with or without the optimizer's passes.
+    Backends(Vec<Arc<dyn Backend>>, bool),
 }
 
 /// Small tensors decide about shapes: where the import must know them, they are given to it.
@@ -84,8 +84,9 @@ fn compare(found: &Tensor, expected: &Tensor, random: bool) -> Result<(), Failur
     Ok(())
 }
 
-/// Runs all data sets of a case.
-pub(crate) fn run(folder: &Path, runner: &Runner) -> Result<(), Failure> {
+/// Runs all data sets of a case. How many operators the first backend ran, and how many others did.
+pub(crate) fn run(folder: &Path, runner: &Runner) -> Result<(usize, usize), Failure> {
+    let mut nodes = (0, 0);
     let model = OnnxModel::open(folder.join("model.onnx"), FileAccess::Read)?;
     let random = model
         .proto()
@@ -134,10 +135,12 @@ pub(crate) fn run(folder: &Path, runner: &Runner) -> Result<(), Failure> {
                 let mut states = HostStates::new(&graph, 0, &Bindings::new())?;
                 Interpreter::new(graph).run(&mut states, &given)?
             }
-            Runner::Backend(backend, optimize) => {
+            Runner::Backends(backends, optimize) => {
                 let options = ExecutableOptions { optimize: *optimize };
-                let backends = [backend.clone()];
-                let executable = Executable::load(&backends, graph, options, &mut |_, _| ControlFlow::Continue(()))?;
+                let executable = Executable::load(backends, graph, options, &mut |_, _| ControlFlow::Continue(()))?;
+                for (name, count) in executable.pieces() {
+                    *if name == backends[0].name() { &mut nodes.0 } else { &mut nodes.1 } += count;
+                }
                 executable.run(&given)?
             }
         };
@@ -148,5 +151,5 @@ pub(crate) fn run(folder: &Path, runner: &Runner) -> Result<(), Failure> {
             compare(found, &unpacked(expected)?, random)?;
         }
     }
-    Ok(())
+    Ok(nodes)
 }

@@ -1,4 +1,5 @@
-//! The test cases that the `onnx` package ships, imported and run: by the reference interpreter and on the CPU, as imported and optimized.
+//! The test cases that the `onnx` package ships, imported and run: by the reference interpreter, on the CPU, as imported and optimized, and on
+//! a Vulkan device.
 //!
 //! They lie where `cargo xtask fetch onnx-cases` puts them. `skipped.txt` lists those that do not pass, with a reason each; it can only
 //! shrink: a case of it that passes fails the test.
@@ -12,7 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use case::Runner;
+use core_tensor::Backend;
 use cpu_kernels::{CpuBackend, CpuOptions};
+use gpu_polaris::{GpuOptions, VulkanBackend};
 
 const SKIPPED: &str = include_str!("skipped.txt");
 
@@ -40,21 +43,20 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Runs all cases of some folders; fails where the list of those that do not pass is not exactly what `skipped.txt` says.
-fn run(parts: &'static [&'static str], runner: Runner) {
+/// How many of those that pass ran on the first backend wholly.
+fn run(parts: &'static [&'static str], runner: Runner) -> usize {
     // Builds without optimization have large frames.
     let deep = std::thread::Builder::new().stack_size(64 << 20).spawn(move || run_here(parts, &runner));
-    if let Err(panic) = deep.expect("a thread starts").join() {
-        std::panic::resume_unwind(panic);
-    }
+    deep.expect("a thread starts").join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn run_here(parts: &[&str], runner: &Runner) {
+fn run_here(parts: &[&str], runner: &Runner) -> usize {
     let only = env::var("ONNX_CASE").ok();
-    let optimized = matches!(runner, Runner::Backend(_, true));
+    let optimized = matches!(runner, Runner::Backends(_, true));
     let mut skipped = skipped();
     skipped.retain(|(_, reason)| optimized || !reason.starts_with("optimized:"));
     let mut used = vec![false; skipped.len()];
-    let (mut passed, mut wrong) = (0, Vec::new());
+    let (mut passed, mut wholly, mut wrong) = (0, 0, Vec::new());
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for part in parts {
         let folder = cases_folder().join(part);
@@ -72,8 +74,11 @@ fn run_here(parts: &[&str], runner: &Runner) {
             let result = catch_unwind(AssertUnwindSafe(|| case::run(&path, runner).map_err(|error| error.to_string())));
             let result = result.unwrap_or_else(|_| Err("it panics".into()));
             match (listed, result) {
-                (None, Ok(())) => passed += 1,
-                (Some(at), Ok(())) => {
+                (None, Ok((on_backend, elsewhere))) => {
+                    passed += 1;
+                    wholly += usize::from(on_backend > 0 && elsewhere == 0);
+                }
+                (Some(at), Ok(_)) => {
                     wrong.push(format!("{name} passes: take it off skipped.txt ({})", skipped[at].0));
                     used[at] = true;
                 }
@@ -85,7 +90,7 @@ fn run_here(parts: &[&str], runner: &Runner) {
             }
         }
     }
-    println!("{passed} passed");
+    println!("{passed} passed, {wholly} wholly on the backend");
     for (reason, count) in reasons {
         println!("{count} do not: {reason}");
     }
@@ -95,12 +100,11 @@ fn run_here(parts: &[&str], runner: &Runner) {
             skipped.iter().zip(&used).filter(|(_, used)| !**used).map(|((pattern, _), _)| *pattern).collect();
         assert!(unused.is_empty(), "skipped.txt names what is no case: {unused:?}");
     }
+    wholly
 }
 
-fn cpu(optimize: bool) -> Runner {
-    let mut options = CpuOptions::default();
-    options.threads = 2;
-    Runner::Backend(Arc::new(CpuBackend::new(options)), optimize)
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(CpuOptions::default().with_threads(2)))
 }
 
 static ALL: [&str; 3] = ["node", "pytorch-converted", "pytorch-operator"];
@@ -112,10 +116,19 @@ fn the_reference_interpreter_gives_what_onnx_expects() {
 
 #[test]
 fn the_cpu_gives_what_onnx_expects() {
-    run(&ALL, cpu(false));
+    run(&ALL, Runner::Backends(vec![cpu()], false));
+}
+
+/// What a device has no kernel for, the processor runs: the number of cases that need it can only shrink.
+#[test]
+fn a_vulkan_device_gives_what_onnx_expects() {
+    const WHOLLY: usize = 1055;
+    let vulkan = VulkanBackend::open(&GpuOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    let wholly = run(&ALL, Runner::Backends(vec![Arc::new(vulkan), cpu()], false));
+    assert!(env::var_os("ONNX_CASE").is_some() || wholly >= WHOLLY, "{wholly} cases run on the device, not {WHOLLY}");
 }
 
 #[test]
 fn optimized_graphs_give_what_onnx_expects() {
-    run(&ALL, cpu(true));
+    run(&ALL, Runner::Backends(vec![cpu()], true));
 }
