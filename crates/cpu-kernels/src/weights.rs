@@ -14,6 +14,7 @@ use crate::compile::{
     conv_id, dequantizing_nodes, has_kernel, integer_id, is_linear, quantized_matrix, quantized_table, recurrent_id,
 };
 use crate::conv::packing::{ConvId, PackedConv};
+use crate::integer::depthwise::ChannelWindows;
 use crate::matmul::integer::IntegerMatrix;
 use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::recurrent::{PackedRecurrent, Plain, RecurrentId};
@@ -28,7 +29,7 @@ pub(crate) struct CpuWeights {
     /// Weights of recurrent layers.
     pub(crate) recurrents: HashMap<RecurrentId, PackedRecurrent>,
     /// Weights of products of bytes.
-    pub(crate) integers: HashMap<IntegerId, IntegerMatrix>,
+    pub(crate) integers: HashMap<IntegerId, PackedIntegers>,
     /// Weights that kernels read element by element.
     pub(crate) plain: HashMap<ValueId, Tensor>,
     /// Biases of convolutions that are stored in other dtypes, as f32.
@@ -67,6 +68,31 @@ impl fmt::Display for MatrixId {
 pub(crate) enum IntegerForm {
     /// `[k, n]`
     Matrix,
+    /// `[outputs, channels of a group, window...]` in so many groups.
+    Conv(usize),
+    /// `[channels, 1, window...]`, a group for each channel.
+    Channels,
+}
+
+/// Packed weights of a product of bytes.
+pub(crate) enum PackedIntegers {
+    Matrix(IntegerMatrix),
+    /// One for each group of channels; and a window of ones, where sums of rows are needed.
+    Conv {
+        groups: Vec<IntegerMatrix>,
+        ones: Option<IntegerMatrix>,
+    },
+    Channels(ChannelWindows),
+}
+
+impl PackedIntegers {
+    fn bytes(&self) -> usize {
+        match self {
+            PackedIntegers::Matrix(matrix) => matrix.bytes(),
+            PackedIntegers::Conv { groups, ones } => groups.iter().chain(ones).map(IntegerMatrix::bytes).sum(),
+            PackedIntegers::Channels(windows) => windows.bytes(),
+        }
+    }
 }
 
 /// A weight as products of bytes multiply with it.
@@ -290,7 +316,7 @@ impl CpuWeights {
     }
 }
 
-fn pack_integers(graph: &Graph, id: &IntegerId) -> Result<IntegerMatrix, BackendError> {
+fn pack_integers(graph: &Graph, id: &IntegerId) -> Result<PackedIntegers, BackendError> {
     let weight = graph.weight_of(id.weight).ok_or(BackendError::Mismatch("weights and graph"))?;
     let tensor = |value: ValueId| {
         let weight = graph.weight_of(value).ok_or(BackendError::Mismatch("weights and graph"))?;
@@ -306,7 +332,31 @@ fn pack_integers(graph: &Graph, id: &IntegerId) -> Result<IntegerMatrix, Backend
     let packed = match id.form {
         IntegerForm::Matrix => {
             let (k, n) = (weight.row_count(), weight.row_len());
-            IntegerMatrix::pack([n, 1, k], signed, |o, _, i| bytes[i * n + o], zero)
+            let packed = IntegerMatrix::pack([n, 1, k], signed, |o, _, i| bytes[i * n + o], zero);
+            packed.map(PackedIntegers::Matrix)
+        }
+        IntegerForm::Conv(count) => {
+            let (outputs, k) = (weight.shape()[0], weight.shape()[1]);
+            let taps: usize = weight.shape()[2..].iter().product();
+            let n = outputs / count;
+            let group = |g: usize| {
+                let place = |o: usize, tap: usize, i: usize| bytes[((g * n + o) * k + i) * taps + tap];
+                IntegerMatrix::pack([n, taps, k], signed, place, |o| zero(g * n + o))
+            };
+            let groups: Option<Vec<IntegerMatrix>> = (0..count).map(group).collect();
+            groups.and_then(|groups| {
+                let shifted = groups.iter().any(|group| group.columns().shifted);
+                let ones = || IntegerMatrix::pack([1, taps, k], true, |_, _, _| 1, |_| 0);
+                let ones = if shifted { Some(ones()?) } else { None };
+                Some(PackedIntegers::Conv { groups, ones })
+            })
+        }
+        IntegerForm::Channels => {
+            let n = weight.shape()[0];
+            let taps: usize = weight.shape()[2..].iter().product();
+            let value = |byte: u8| if signed { i32::from(byte.cast_signed()) } else { i32::from(byte) };
+            let weight = |channel: usize, tap: usize| value(bytes[channel * taps + tap]) - zero(channel);
+            Some(PackedIntegers::Channels(ChannelWindows::pack([n, taps], weight)))
         }
     };
     let packed = packed.ok_or(BackendError::NoMemory { what: "weights", bytes: bytes.len() })?;

@@ -15,6 +15,7 @@ mod errors;
 mod fusion;
 mod gather;
 mod integer;
+mod integer_conv;
 mod matmul;
 mod norm;
 mod pool;

@@ -80,7 +80,7 @@ fn is_image(graph: &Graph, id: ValueId) -> bool {
 }
 
 impl Compiler<'_> {
-    fn extent_at_bounds(&self, id: ValueId) -> Result<Extent, BackendError> {
+    pub(super) fn extent_at_bounds(&self, id: ValueId) -> Result<Extent, BackendError> {
         let (_, shape) = self.graph.tensor_type(id).ok_or(BackendError::Mismatch("value and graph"))?;
         let shape = core_tensor::eval_shape(shape, self.bounds).map_err(core_tensor::GraphError::from)?;
         Ok(Extent::of(&shape))
@@ -99,7 +99,7 @@ impl Compiler<'_> {
     }
 
     /// Room for the blocked form of a value, which is then the only one.
-    fn new_blocked(&mut self, id: ValueId) -> Result<Blocked, BackendError> {
+    pub(super) fn new_blocked(&mut self, id: ValueId) -> Result<Blocked, BackendError> {
         let bytes = self.extent_at_bounds(id)?.blocked_len() * 4;
         let name = format!("{} in blocks", self.graph.value(id).name);
         let scratch = self.scratch(&name, bytes);
@@ -114,6 +114,9 @@ impl Compiler<'_> {
             return;
         }
         if let Some(scratch) = self.blocked.get(&id).copied() {
+            if self.is_byte_image(id) {
+                return self.plain_bytes(id, scratch);
+            }
             let image = Blocked { value: id, scratch };
             self.draft(Reorder { image, to_blocked: false }, &[], &[id], Deal::Own);
             self.last_reads(Memory::Scratch(scratch));
@@ -145,6 +148,12 @@ impl Compiler<'_> {
         let y = node.outputs[0];
         let first = node.inputs.first().copied().flatten();
         let Some(x) = first else { return Ok(false) };
+        if self.byte_image_node(i)? {
+            return Ok(true);
+        }
+        if self.is_byte_image(x) {
+            return Ok(false);
+        }
         match &node.op {
             Op::Conv(_) | Op::ConvTranspose(_) => {
                 let Some(weight) = conv_id(graph, node) else { return Ok(false) };

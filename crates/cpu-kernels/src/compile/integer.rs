@@ -2,14 +2,18 @@
 
 use std::collections::HashMap;
 
-use core_tensor::op::{Binary, Cast, Granularity, Op};
+use core_tensor::op::{Binary, Cast, ConvInteger, Granularity, Op, Pool, PoolKind};
 use core_tensor::{BackendError, DType, Dim, Graph, Node, ValueId, ValueSource};
 
 use super::{Compiler, Deal, Memory};
+use crate::conv::geometry::Plane;
+use crate::conv::image::Blocked;
+use crate::integer::conv::IntegerConv;
+use crate::integer::image::{ConvertImage, MaxPoolPixels, Pixels, ReorderPixels, image_bytes};
 use crate::integer::linear::{self, Bytes, Floats, IntegerLinear, Tail, Target};
 use crate::integer::product::IntegerProduct;
 use crate::integer::quantize::{Dequantize, DynamicQuantize, Quantize, Share};
-use crate::weights::{IntegerForm, IntegerId};
+use crate::weights::{IntegerForm, IntegerId, PackedIntegers};
 
 fn input(node: &Node, i: usize) -> Option<ValueId> {
     node.inputs.get(i).copied().flatten()
@@ -26,6 +30,9 @@ fn signed(graph: &Graph, id: ValueId) -> Option<bool> {
 
 /// The weight of a product of bytes as its kernel wants it; `None` where there is no kernel.
 pub(crate) fn integer_id(graph: &Graph, node: &Node) -> Option<IntegerId> {
+    if let Op::ConvInteger(op) = &node.op {
+        return conv_id(graph, node, op);
+    }
     if !matches!(node.op, Op::MatMulInteger(_)) {
         return None;
     }
@@ -48,6 +55,38 @@ pub(crate) fn integer_id(graph: &Graph, node: &Node) -> Option<IntegerId> {
         count.is_some_and(|count| count == 1 || count == weight.shape()[1])
     };
     zero.is_none_or(zero_fits).then_some(IntegerId { weight: b, zero, form: IntegerForm::Matrix })
+}
+
+/// The weight of a convolution of bytes; `None` where there is no kernel.
+fn conv_id(graph: &Graph, node: &Node, op: &ConvInteger) -> Option<IntegerId> {
+    let (x, w) = (input(node, 0)?, input(node, 1)?);
+    let (_, x_shape) = graph.tensor_type(x)?;
+    let weight = graph.weight_of(w)?;
+    let shape = weight.shape();
+    signed(graph, w)?;
+    Plane::new(shape.get(2..)?, &op.window)?;
+    let channels = x_shape.get(1)?.as_num()?;
+    let single = |id: ValueId| graph.tensor_type(id).is_some_and(|(_, shape)| is_single(shape));
+    let zero = input(node, 3);
+    let each = |id: ValueId| {
+        let count: Option<usize> = graph.weight_of(id).map(|zero| zero.shape().iter().product());
+        count.is_some_and(|count| count == 1 || count == shape[0])
+    };
+    let fits = x_shape.len() == shape.len()
+        && !shape.contains(&0)
+        && op.groups > 0
+        && shape[0].is_multiple_of(op.groups)
+        && channels == shape[1] * op.groups
+        && input(node, 2).is_none_or(single)
+        && zero.is_none_or(each);
+    if !fits {
+        return None;
+    }
+    let form = match shape[1] == 1 && op.groups > 1 && shape[0] == op.groups {
+        true => IntegerForm::Channels,
+        false => IntegerForm::Conv(op.groups),
+    };
+    Some(IntegerId { weight: w, zero, form })
 }
 
 /// Whether there is a kernel for a product of computed bytes.
@@ -213,7 +252,9 @@ fn outputs(graph: &Graph, node: &Node) -> Option<(usize, usize)> {
         return None;
     }
     let (_, shape) = graph.tensor_type(node.outputs[0])?;
-    Some((shape.len().checked_sub(1)?, shape.last()?.as_num()?))
+    // Images have channels after the batch.
+    let axis = if matches!(node.op, Op::ConvInteger(_)) { 1 } else { shape.len().checked_sub(1)? };
+    Some((axis, shape.get(axis)?.as_num()?))
 }
 
 /// Who shares a scale, where a kernel knows it.
@@ -291,7 +332,9 @@ impl Compiler<'_> {
         let value = self.input(node, 0)?;
         let a = Bytes { value, signed: signed(graph, value).unwrap_or(false), zero: input(node, 2) };
         let tail = self.tail(i);
-        let matrix = self.weights.integers.get(&weight).ok_or(BackendError::Mismatch("weights and graph"))?;
+        let Some(PackedIntegers::Matrix(matrix)) = self.weights.integers.get(&weight) else {
+            return Err(BackendError::Mismatch("weights and graph"));
+        };
         let (k, shifted) = (matrix.k(), matrix.columns().shifted);
         let rows = if a.signed || shifted || k % 4 != 0 {
             let bytes = IntegerLinear::rows_bytes(self.bound_rows(value)?, k);
@@ -334,7 +377,8 @@ impl Compiler<'_> {
         let Some(chain) = self.chains.remove(&i) else { return Tail::Sums(node.outputs[0]) };
         self.taken.extend(&chain.nodes);
         let Chain { sum_bias, scales, y, .. } = chain;
-        let (y, bias) = self.take_bias(y);
+        let image = matches!(node.op, Op::ConvInteger(_));
+        let (y, bias) = if image { self.take_channel_bias(y) } else { self.take_bias(y) };
         let (y, activation) = self.take_activation(y);
         let mut used: Vec<ValueId> = scales.into_iter().flatten().chain(bias).chain(sum_bias).collect();
         used.extend(node.inputs.iter().flatten());
@@ -366,5 +410,148 @@ impl Compiler<'_> {
         }
         self.taken.insert(reader);
         Some(Target::Quantize { y: node.outputs[0], scale, zero, signed: op.to == DType::I8 })
+    }
+
+    /// Takes over the addition of a constant for each channel.
+    fn take_channel_bias(&mut self, y: ValueId) -> (ValueId, Option<ValueId>) {
+        let graph = self.graph;
+        let Some((reader, bias)) = self.sole_addition(y) else { return (y, None) };
+        let (sum, ty) = (graph.nodes()[reader].outputs[0], graph.tensor_type(bias));
+        let fits = match (graph.tensor_type(y), ty) {
+            (Some((_, image)), Some((DType::F32, shape))) => image[1].as_num().is_some_and(|n| {
+                let count: Option<usize> = shape.iter().map(Dim::as_num).product();
+                count == Some(n) && is_factor(shape, 1, image.len(), n) && graph.weight_of(bias).is_some()
+            }),
+            _ => false,
+        };
+        if !fits {
+            return (y, None);
+        }
+        self.taken.insert(reader);
+        (sum, Some(bias))
+    }
+
+    /// The image of bytes, pixel by pixel, that a value is in its other form; made if there is none yet.
+    fn pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
+        if let Some(scratch) = self.blocked.get(&id) {
+            return Ok(self.pixels_at(id, *scratch));
+        }
+        let image = self.new_pixels(id)?;
+        self.unplain.remove(&id);
+        self.draft(ReorderPixels { image, to_pixels: true }, &[id], &[], Deal::Own);
+        self.last_writes(Memory::Scratch(image.scratch));
+        Ok(image)
+    }
+
+    fn pixels_at(&self, value: ValueId, scratch: usize) -> Pixels {
+        Pixels { value, scratch, signed: signed(self.graph, value).unwrap_or(false) }
+    }
+
+    /// Room for the bytes of an image pixel by pixel, which are then its only form.
+    fn new_pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
+        let bytes = image_bytes(&self.extent_at_bounds(id)?);
+        let name = format!("{} by pixels", self.graph.value(id).name);
+        let scratch = self.scratch(&name, bytes);
+        self.blocked.insert(id, scratch);
+        self.unplain.insert(id);
+        Ok(self.pixels_at(id, scratch))
+    }
+
+    /// Makes the plain form of bytes that lie pixel by pixel in a scratch buffer.
+    pub(super) fn plain_bytes(&mut self, id: ValueId, scratch: usize) {
+        let image = self.pixels_at(id, scratch);
+        self.draft(ReorderPixels { image, to_pixels: false }, &[], &[id], Deal::Own);
+        self.last_reads(Memory::Scratch(scratch));
+    }
+
+    /// Whether a value is an image of bytes with a known number of channels.
+    pub(super) fn is_byte_image(&self, id: ValueId) -> bool {
+        let shape = self.graph.tensor_type(id).map_or(&[][..], |(_, shape)| shape);
+        signed(self.graph, id).is_some() && matches!(shape.len(), 3 | 4) && shape[1].as_num().is_some()
+    }
+
+    /// Compiles what images of bytes have kernels for; `false` where another kernel has to.
+    pub(super) fn byte_image_node(&mut self, i: usize) -> Result<bool, BackendError> {
+        let graph = self.graph;
+        let node = &graph.nodes()[i];
+        let (Some(x), y) = (input(node, 0), node.outputs[0]) else { return Ok(false) };
+        match &node.op {
+            Op::ConvInteger(op) => {
+                let Some(weight) = integer_id(graph, node) else { return Ok(false) };
+                self.integer_conv(i, x, weight, op)?;
+            }
+            Op::QuantizeLinear(op) if self.unplain.contains(&x) && self.is_byte_image(y) => {
+                if op.granularity != Granularity::Tensor || !converts_bytes(graph, node) {
+                    return Ok(false);
+                }
+                let Some(scratch) = self.blocked.get(&x).copied() else { return Ok(false) };
+                let floats = Blocked { value: x, scratch };
+                let pixels = self.new_pixels(y)?;
+                self.convert_image(node, floats, pixels, true)?;
+            }
+            Op::DequantizeLinear(op) if self.unplain.contains(&x) && self.is_byte_image(x) => {
+                if op.granularity != Granularity::Tensor || !converts_bytes(graph, node) {
+                    return Ok(false);
+                }
+                let pixels = self.pixels(x)?;
+                let floats = self.new_blocked(y)?;
+                self.convert_image(node, floats, pixels, false)?;
+            }
+            Op::Pool(Pool { kind: PoolKind::Max, indices: false, kernel, window, .. })
+                if self.unplain.contains(&x) && self.is_byte_image(x) =>
+            {
+                let Some(plane) = Plane::new(kernel, window) else { return Ok(false) };
+                let x = self.pixels(x)?;
+                let y = self.new_pixels(y)?;
+                self.draft(MaxPoolPixels { plane, x, y }, &[], &[], Deal::Own);
+                self.last_reads(Memory::Scratch(x.scratch));
+                self.last_writes(Memory::Scratch(y.scratch));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn convert_image(
+        &mut self,
+        node: &Node,
+        floats: Blocked,
+        pixels: Pixels,
+        to_bytes: bool,
+    ) -> Result<(), BackendError> {
+        let (scale, zero) = (self.input(node, 1)?, input(node, 2));
+        let reads: Vec<ValueId> = [scale].into_iter().chain(zero).collect();
+        self.draft(ConvertImage { floats, pixels, scale, zero, to_bytes }, &reads, &[], Deal::Own);
+        let (from, to) = if to_bytes { (floats.scratch, pixels.scratch) } else { (pixels.scratch, floats.scratch) };
+        self.last_reads(Memory::Scratch(from));
+        self.last_writes(Memory::Scratch(to));
+        Ok(())
+    }
+
+    fn integer_conv(&mut self, i: usize, x: ValueId, weight: IntegerId, op: &ConvInteger) -> Result<(), BackendError> {
+        let graph = self.graph;
+        let node = &graph.nodes()[i];
+        let shape = graph.weight_of(weight.weight).map_or(&[][..], |weight| weight.shape());
+        let Some(plane) = shape.get(2..).and_then(|kernel| Plane::new(kernel, &op.window)) else {
+            return Err(BackendError::Mismatch("weights and graph"));
+        };
+        let x = self.pixels(x)?;
+        let zero = input(node, 2);
+        let tail = self.tail(i);
+        let y = tail.result();
+        let to = match &tail {
+            Tail::Sums(_) => None,
+            Tail::Floats(Floats { target: Target::Quantize { .. }, .. }) => Some(self.new_pixels(y)?.scratch),
+            Tail::Floats(_) => Some(self.new_blocked(y)?.scratch),
+        };
+        let channels = self.extent_at_bounds(x.value)?.channels;
+        let scratch = self.scratch("integer tiles", IntegerConv::scratch_bytes(channels) * self.threads);
+        let counter = self.counter();
+        let reads: Vec<ValueId> = zero.into_iter().chain(tail.reads()).collect();
+        let writes: Vec<ValueId> = if to.is_none() { vec![y] } else { Vec::new() };
+        self.draft(IntegerConv { x, zero, weight, plane, tail, to, scratch, counter }, &reads, &writes, Deal::Own);
+        self.last_reads(Memory::Scratch(x.scratch));
+        to.into_iter().chain([scratch]).for_each(|buffer| self.last_writes(Memory::Scratch(buffer)));
+        Ok(())
     }
 }

@@ -165,6 +165,7 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
         Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => {
             integer::converts_bytes(graph, node)
         }
+        Op::ConvInteger(_) => integer_id(graph, node).is_some(),
         Op::MatMulInteger(_) => integer_id(graph, node).is_some() || integer::multiplies_bytes(graph, node),
         Op::Cast(op) => {
             const FLOATS: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::I32];

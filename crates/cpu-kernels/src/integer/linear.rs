@@ -3,13 +3,14 @@
 use core_tensor::ValueId;
 use core_tensor::op::Unary;
 
+use super::depthwise::{ChannelProduct, ChannelWindows};
 use super::quantize::{QuantizeRows, zero_at};
 use crate::elementwise::UnaryRows;
 use crate::matmul::GROUP_ROWS;
-use crate::matmul::integer::{Columns, Finish, Panels, Product, RowTable, Rows};
+use crate::matmul::integer::{Columns, Finish, IntegerMatrix, Panels, Product, RowTable, Rows};
 use crate::program::{RunContext, Step};
 use crate::simd::{Kernel, Simd};
-use crate::weights::IntegerId;
+use crate::weights::{IntegerId, PackedIntegers};
 
 /// The bytes that a product multiplies: a value of two or more extents, and its zero points.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +113,7 @@ pub(crate) const UNIT_ROWS: usize = 120;
 /// Groups of a unit of work at most.
 pub(crate) const UNIT_GROUPS: usize = 4;
 /// Outputs of a unit.
-const UNIT_OUTPUTS: usize = UNIT_GROUPS * GROUP_ROWS;
+pub(crate) const UNIT_OUTPUTS: usize = UNIT_GROUPS * GROUP_ROWS;
 /// Bytes of activations that stay in the second-level cache while groups pass over them.
 const CHUNK_BYTES: usize = 192 << 10;
 
@@ -134,7 +135,7 @@ impl Step for IntegerLinear {
     }
 
     fn run(&self, cx: &RunContext<'_>) {
-        let Some(matrix) = cx.weights.integers.get(&self.weight) else { return };
+        let Some(PackedIntegers::Matrix(matrix)) = cx.weights.integers.get(&self.weight) else { return };
         let a = cx.view(self.a.value);
         let (rows, k) = (a.rows(), matrix.k());
         let (mut data, mut stride): (*const u8, usize) = (a.ptr, k);
@@ -165,8 +166,7 @@ impl Step for IntegerLinear {
             let start = unit % columns * width;
             let groups = start..(start + width).min(groups);
             let scratch = cx.scratch(self.scratch).wrapping_add(cx.worker.index * scratch_bytes()).cast();
-            let operand = (matrix.panels(), matrix.n(), matrix.columns());
-            let finisher = Finisher::new(cx, operand, &self.tail, scratch, groups.clone());
+            let finisher = Finisher::new(cx, Operand::of(matrix), &self.tail, scratch, groups.clone(), 0);
             // Results that are looked at again are made in tiles that stay in the cache.
             let step = if finisher.direct() { chunk } else { UNIT_ROWS };
             for from in (first..last).step_by(step) {
@@ -222,12 +222,24 @@ impl Kernel for Unsigned {
     }
 }
 
+/// What rows are multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand<'a> {
+    Matrix { panels: Panels, n: usize, columns: Columns<'a> },
+    Channels(&'a ChannelWindows),
+}
+
+impl<'a> Operand<'a> {
+    pub(crate) fn of(matrix: &'a IntegerMatrix) -> Operand<'a> {
+        Operand::Matrix { panels: matrix.panels(), n: matrix.n(), columns: matrix.columns() }
+    }
+}
+
 /// What finishes the results of some groups of outputs.
 pub(crate) struct Finisher<'a, 'c> {
     cx: &'a RunContext<'c>,
-    panels: Panels,
+    operand: Operand<'a>,
     n: usize,
-    columns: Columns<'a>,
     tail: &'a Tail,
     groups: std::ops::Range<usize>,
     /// Scales of the groups' outputs, then biases of both kinds.
@@ -238,14 +250,20 @@ pub(crate) struct Finisher<'a, 'c> {
 }
 
 impl<'a, 'c> Finisher<'a, 'c> {
-    /// For a matrix of `n` outputs; `scales` is a thread's scratch, of [`scratch_bytes`].
+    /// For a matrix of `n` outputs, the first of which has the tail's scale and bias number `base`; `scales` is a thread's scratch, of
+    /// [`scratch_bytes`].
     pub(crate) fn new(
         cx: &'a RunContext<'c>,
-        (panels, n, columns): (Panels, usize, Columns<'a>),
+        operand: Operand<'a>,
         tail: &'a Tail,
         scales: *mut f32,
         groups: std::ops::Range<usize>,
+        base: usize,
     ) -> Self {
+        let n = match operand {
+            Operand::Matrix { n, .. } => n,
+            Operand::Channels(windows) => windows.n(),
+        };
         let tile = scales.wrapping_add(3 * UNIT_OUTPUTS);
         let (mut biased, mut sums_biased) = (false, false);
         if let Tail::Floats(floats) = tail {
@@ -260,15 +278,17 @@ impl<'a, 'c> Finisher<'a, 'c> {
                     std::slice::from_raw_parts_mut(scales.add(2 * UNIT_OUTPUTS).cast::<i32>(), UNIT_OUTPUTS),
                 )
             };
-            factors(cx, floats, first, &mut scales[..count]);
+            // What fills up the last group is computed, too, and not stored or not read.
+            scales.fill(0.0);
+            factors(cx, floats, base + first, &mut scales[..count]);
             if let Some(bias) = floats.bias {
-                biases[..count].copy_from_slice(&cx.floats(bias)[first..first + count]);
+                biases[..count].copy_from_slice(&cx.floats(bias)[base + first..base + first + count]);
             }
             if let Some(bias) = floats.sum_bias {
-                sum_biases[..count].copy_from_slice(&cx.ints(bias)[first..first + count]);
+                sum_biases[..count].copy_from_slice(&cx.ints(bias)[base + first..base + first + count]);
             }
         }
-        Finisher { cx, panels, n, columns, tail, groups, scales, biased, sums_biased, tile }
+        Finisher { cx, operand, n, tail, groups, scales, biased, sums_biased, tile }
     }
 
     /// Whether results go where they belong at once.
@@ -287,37 +307,75 @@ impl<'a, 'c> Finisher<'a, 'c> {
         let floats = match self.tail {
             Tail::Sums(y) => {
                 let y = cx.view(*y).ptr.cast::<i32>().wrapping_add(from * n);
-                return self.multiply(table, rows, Sums { y, stride: n });
+                return self.multiply(table, rows, Sums { y, stride: n, column: 0 });
             }
             Tail::Floats(floats) => floats,
         };
-        let bias = if self.biased { self.scales.wrapping_add(UNIT_OUTPUTS) } else { std::ptr::null_mut() };
-        let (y, stride, column) = match floats.target {
-            Target::Store(y) | Target::Accumulate(y) => (cx.view(y).f32().wrapping_add(from * n), n, 0usize),
-            Target::Quantize { .. } => (self.tile, UNIT_OUTPUTS, first),
-        };
-        let sum_bias: *const i32 =
-            if self.sums_biased { self.scales.wrapping_add(2 * UNIT_OUTPUTS).cast() } else { std::ptr::null() };
-        let accumulate = matches!(floats.target, Target::Accumulate(_));
-        let scales = self.scales.cast_const();
-        self.multiply(table, rows, Scaled { y, stride, column, first, scales, sum_bias, bias, accumulate });
-        let done = y.wrapping_add(first - column);
-        if let Some(op) = floats.activation {
-            cx.level.run(UnaryRows { op, x: done, y: done, rows: table.rows(), stride, n: count });
-        }
-        if let Target::Quantize { y, scale, zero, signed } = floats.target {
-            let zero = zero_at(zero.map(|zero| cx.view(zero)), 0, signed);
-            let y = cx.view(y).ptr.wrapping_add(from * n + first);
-            let (rows, scale) = (table.rows(), cx.floats(scale)[0]);
-            cx.level.run(QuantizeRows { x: self.tile, y, rows, strides: [stride, n], n: count, scale, zero, signed });
+        match floats.target {
+            Target::Store(y) | Target::Accumulate(y) => {
+                let accumulate = matches!(floats.target, Target::Accumulate(_));
+                let y = cx.view(y).f32().wrapping_add(from * n);
+                self.scaled(table, rows, (y, n, 0), accumulate);
+                let y = y.wrapping_add(first);
+                if let Some(op) = floats.activation {
+                    cx.level.run(UnaryRows { op, x: y, y, rows: table.rows(), stride: n, n: count });
+                }
+            }
+            Target::Quantize { y, scale, zero, signed } => {
+                let tile = self.tile(table, rows);
+                let zero = zero_at(zero.map(|zero| cx.view(zero)), 0, signed);
+                let y = cx.view(y).ptr.wrapping_add(from * n + first);
+                let (rows, scale, strides) = (table.rows(), cx.floats(scale)[0], [UNIT_OUTPUTS, n]);
+                cx.level.run(QuantizeRows { x: tile, y, rows, strides, n: count, scale, zero, signed });
+            }
         }
     }
 
+    /// The same into the thread's tile, `[rows][UNIT_OUTPUTS]`: i32 for sums, else f32 after the function. It holds [`UNIT_ROWS`].
+    pub(crate) fn tile(&self, table: &RowTable, rows: Rows<'_>) -> *mut f32 {
+        let first = self.groups.start * GROUP_ROWS;
+        match self.tail {
+            Tail::Sums(_) => {
+                self.multiply(table, rows, Sums { y: self.tile.cast(), stride: UNIT_OUTPUTS, column: first });
+            }
+            Tail::Floats(floats) => {
+                self.scaled(table, rows, (self.tile, UNIT_OUTPUTS, first), false);
+                if let Some(op) = floats.activation {
+                    let (x, n) = (self.tile, (self.groups.len() * GROUP_ROWS).min(self.n - first));
+                    self.cx.level.run(UnaryRows { op, x, y: x, rows: table.rows(), stride: UNIT_OUTPUTS, n });
+                }
+            }
+        }
+        self.tile
+    }
+
+    /// Scaled results at `y`, rows of so many elements, of which the first is that of output `column`.
+    fn scaled(
+        &self,
+        table: &RowTable,
+        rows: Rows<'_>,
+        (y, stride, column): (*mut f32, usize, usize),
+        accumulate: bool,
+    ) {
+        let bias = if self.biased { self.scales.wrapping_add(UNIT_OUTPUTS) } else { std::ptr::null_mut() };
+        let sum_bias: *const i32 =
+            if self.sums_biased { self.scales.wrapping_add(2 * UNIT_OUTPUTS).cast() } else { std::ptr::null() };
+        let (scales, first) = (self.scales.cast_const(), self.groups.start * GROUP_ROWS);
+        self.multiply(table, rows, Scaled { y, stride, column, first, scales, sum_bias, bias, accumulate });
+    }
+
     fn multiply<F: Finish>(&self, table: &RowTable, rows: Rows<'_>, finish: F) {
-        let (panels, n, groups, columns) = (self.panels, self.n, self.groups.clone(), self.columns);
-        let product = Product { panels, n, groups, table, columns, rows, finish };
-        // SAFETY: the rows have the matrix's number of bytes, and results of these rows and outputs are this thread's.
-        unsafe { product.run(self.cx.level) };
+        let groups = self.groups.clone();
+        match self.operand {
+            Operand::Matrix { panels, n, columns } => {
+                let product = Product { panels, n, groups, table, columns, rows, finish };
+                // SAFETY: the rows have the matrix's number of bytes, and results of these rows and outputs are this thread's.
+                unsafe { product.run(self.cx.level) };
+            }
+            Operand::Channels(windows) => {
+                self.cx.level.run(ChannelProduct { windows, groups, table, zero: rows.zeros[0], finish });
+            }
+        }
     }
 }
 
@@ -335,17 +393,18 @@ pub(crate) fn factors(cx: &RunContext<'_>, floats: &Floats, first: usize, out: &
     }
 }
 
-/// Stores the sums.
+/// Stores the sums; `column` is the first output of a row of `y`.
 pub(crate) struct Sums {
     pub(crate) y: *mut i32,
     pub(crate) stride: usize,
+    pub(crate) column: usize,
 }
 
 impl Finish for Sums {
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, s: S, row: usize, first: usize, count: usize, v: S::I) {
         // SAFETY: the caller's.
-        unsafe { s.f_store_first(self.y.add(row * self.stride + first).cast(), s.f_from_bits(v), count) };
+        unsafe { s.f_store_first(self.y.add(row * self.stride + first - self.column).cast(), s.f_from_bits(v), count) };
     }
 }
 

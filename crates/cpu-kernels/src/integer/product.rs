@@ -1,6 +1,6 @@
 //! Products of bytes whose second operand is computed, too: it is packed on the way.
 
-use super::linear::{Bytes, Finisher, Tail, UNIT_GROUPS, UNIT_ROWS, Unsigned, scratch_bytes, zero_points};
+use super::linear::{Bytes, Finisher, Operand, Tail, UNIT_GROUPS, UNIT_ROWS, Unsigned, scratch_bytes, zero_points};
 use crate::matmul::GROUP_ROWS;
 use crate::matmul::integer::{Columns, Panels, RowTable, Rows, packed_bytes, quads};
 use crate::product::place;
@@ -102,7 +102,8 @@ impl Step for IntegerProduct {
                 let panels = Panels { data, quads: quads(k) };
                 for from in (start..end).step_by(UNIT_GROUPS) {
                     let groups = from..(from + UNIT_GROUPS).min(end);
-                    let finisher = Finisher::new(cx, (panels, n, columns), &self.tail, scratch.cast(), groups);
+                    let operand = Operand::Matrix { panels, n, columns };
+                    let finisher = Finisher::new(cx, operand, &self.tail, scratch.cast(), groups, 0);
                     finisher.rows(&table, Rows { zeros: &zeros, sums }, matrix * m + first);
                 }
             }

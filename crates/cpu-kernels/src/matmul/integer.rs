@@ -142,6 +142,11 @@ impl RowTable {
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
+
+    /// Where a run of a row begins.
+    pub(crate) fn pointer(&self, row: usize, tap: usize) -> *const u8 {
+        self.pointers[(row / TILE * self.taps + tap) * TILE + row % TILE]
+    }
 }
 
 /// What is done with sums: called for each vector of a row.
