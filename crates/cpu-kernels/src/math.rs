@@ -324,8 +324,16 @@ pub(crate) fn unary<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Clip { min, max } => s.f_min(s.f_splat(max.get()), s.f_max(s.f_splat(min.get()), x)),
         Unary::LeakyRelu { alpha } => LeakyRelu { alpha: alpha.get() }.of(s, x),
         Unary::HardSwish => HardSwish {}.of(s, x),
+        Unary::HardSigmoid { alpha, beta } => HardSigmoid { alpha: alpha.get(), beta: beta.get() }.of(s, x),
         Unary::Silu => Swish { alpha: 1.0 }.of(s, x),
         Unary::Sigmoid => sigmoid(s, x),
+        Unary::Tanh => tanh(s, x),
+        Unary::Gelu => Gelu {}.of(s, x),
+        Unary::GeluTanh => GeluTanh {}.of(s, x),
+        Unary::GeluQuick => Swish { alpha: 1.702 }.of(s, x),
+        Unary::Elu { alpha } => Elu { alpha: alpha.get() }.of(s, x),
+        Unary::Mish => Mish {}.of(s, x),
+        Unary::Softplus => softplus(s, x),
         _ => lanes(s, op, x),
     }
 }
