@@ -48,6 +48,8 @@ type Rewritten = Option<(Graph, usize)>;
 pub(crate) struct Context {
     rules: RuleReports,
     growth: usize,
+    /// Bytes by which folding may still make the weights grow.
+    budget: usize,
 }
 
 /// A rewrite of a graph.
@@ -136,7 +138,7 @@ impl Pass {
     fn run(self, graph: &Graph, rules: &[Rule], cx: &mut Context) -> Result<Rewritten, GraphError> {
         match self {
             Pass::Identities => identities::run(graph),
-            Pass::ConstantFolding => constant_folding::run(graph, cx.growth),
+            Pass::ConstantFolding => constant_folding::run(graph, cx.growth, &mut cx.budget),
             Pass::CommonSubexpressions => common_subexpressions::run(graph),
             Pass::DeadCode => dead_code::run(graph),
             _ => rule::sweep(graph, &rules.iter().collect::<Vec<_>>(), cx),
@@ -239,7 +241,11 @@ pub fn optimize_with_options(mut graph: Graph, options: &OptimizeOptions) -> Res
         weight_bytes_before: weight_bytes(&graph),
         ..Report::default()
     };
-    let mut cx = Context { rules: RuleReports::new(), growth: options.growth };
+    let mut cx = Context {
+        rules: RuleReports::new(),
+        growth: options.growth,
+        budget: constant_folding::LARGEST_WEIGHT.max(options.growth),
+    };
     let mut changing = true;
     while changing && report.rounds < MAX_ROUNDS {
         changing = false;

@@ -6,7 +6,7 @@ use core_tensor::op::{
     Attention, Binary, Cast, Concat, Gather, MatMul, Op, Reshape, Slice, StateWrite, Transpose, Unary,
 };
 use core_tensor::{Bindings, DType, Dim, Graph, HostStates, Interpreter, StateDecl, Tensor, ValueId, Weight};
-use polaris_optimizer::{OptimizerError, Pass, optimize, optimize_with};
+use polaris_optimizer::{OptimizeOptions, OptimizerError, Pass, optimize, optimize_with, optimize_with_options};
 
 fn rows() -> Dim {
     Dim::sym("rows")
@@ -136,6 +136,21 @@ fn a_constant_that_would_grow_is_not_folded() {
     graph.output(y);
     let (graph, report) = optimize(graph).unwrap();
     assert_eq!((graph.nodes().len(), report.rounds), (1, 1));
+}
+
+/// Each doubles what it is made of: without an end to it, thirty make a terabyte.
+#[test]
+fn constants_that_grow_by_each_other_are_folded_up_to_a_budget() {
+    let mut graph = Graph::new("bomb");
+    let mut y = ramp(&mut graph, "x", &[32 << 10]);
+    for i in 0..30 {
+        y = graph.add(&format!("y{i}"), Op::Concat(Concat { axis: 0 }), &[y, y]).unwrap();
+    }
+    graph.output(y);
+    let options = OptimizeOptions { growth: 1 << 20, ..OptimizeOptions::default() };
+    let (graph, report) = optimize_with_options(graph, &options).unwrap();
+    assert!(graph.nodes().len() > 20, "{}", graph.to_text());
+    assert!(report.weight_bytes_after <= 2 << 20, "{}", report.weight_bytes_after);
 }
 
 #[test]

@@ -329,6 +329,22 @@ fn transposed_convolutions_agree() {
     }
 }
 
+/// Files can say so: products of such numbers wrap around where they are not looked at.
+#[test]
+fn windows_of_absurd_sizes_agree() {
+    let far = 0x7fff_ffff;
+    let shapes = [
+        Shape { input: 2, output: 2, groups: 2, ..Shape::new(2, 2, 2, &[1, 1]) },
+        Shape::new(1, 1, 2, &[1, 1]),
+        Shape::new(20, 20, 2, &[1, 1]),
+    ];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        shape.dilated(&[far, far]).pads(&[far, far], &[0, 0]).case(800 + i as u64).check();
+    }
+    let wide = Shape::new(1, 1, 1, &[1, 1]).stride(&[65_536, 65_536]);
+    transposed(&wide, &[0, 0], 810).check();
+}
+
 proptest! {
     #![proptest_config(crate::random::proptest_config(24))]
 

@@ -1,7 +1,7 @@
 //! Operators that move elements.
 
 use super::numbers::Numbers;
-use super::{Evaluation, Inference, Op, OpError, Operator, axis, show};
+use super::{Evaluation, Inference, Op, OpError, Operator, axis, room, show};
 use crate::{Bindings, DType, Dim, Shape as Extents, Tensor, ValueType};
 
 /// The same elements under another shape. Inputs: a tensor of a plain dtype, of as many elements; optionally the shape as an i64 vector, which
@@ -286,7 +286,8 @@ impl Operator for Concat {
         let parts: Vec<_> = (0..cx.input_count()).map(|i| cx.tensor(i).cloned()).collect::<Result<_, _>>()?;
         let axis = axis(self.axis, parts[0].shape().len())?;
         let outer: usize = parts[0].shape()[..axis].iter().product();
-        let mut bytes = Vec::new();
+        let all = parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.bytes().len()));
+        let mut bytes = room(&[all.unwrap_or(usize::MAX)])?;
         for i in 0..outer {
             for part in &parts {
                 let run = part.bytes().len() / outer;
@@ -586,7 +587,7 @@ impl Operator for Range {
 
     fn eval(&self, cx: &mut Evaluation<'_>) -> Result<(), OpError> {
         /// More is no range but an attack on memory.
-        const MOST: usize = 1 << 30;
+        const MOST: usize = 1 << 28;
         let dtype = cx.tensor(0)?.dtype();
         let one = |input: usize| Numbers::load(cx.tensor(input)?);
         let check = |n: f64| {
@@ -603,7 +604,9 @@ impl Operator for Range {
                     return Err(OpError::Shape("a range by steps of 0".into()));
                 }
                 let count = check(((b - a) as f64 / d as f64).ceil())?;
-                Numbers::Int((0..count as i128).map(|i| a + i * d).collect())
+                let mut values = room(&[count])?;
+                values.extend((0..count as i128).map(|i| a + i * d));
+                Numbers::Int(values)
             }
             (a, b, d) => {
                 let (a, b, d) = (a.to_f64()[0], b.to_f64()[0], d.to_f64()[0]);

@@ -62,7 +62,9 @@ fn kernels_that_do_not_fit_are_refused_and_large_ones_cost_nothing() {
         let op = Pool { kernel, ceil_mode: false, ..pool(PoolKind::Max) };
         refusal(&Op::Pool(op), std::slice::from_ref(&x));
     }
-    let large = 1 << 40;
+    let beyond = window(&[1 << 40, 1], &[1, 1], &[0, 0], &[0, 0]);
+    refusal(&Op::Pool(Pool { window: beyond, ceil_mode: false, ..pool(PoolKind::Max) }), std::slice::from_ref(&x));
+    let large = 1 << 30;
     let window = window(&[large, large], &[1, 1], &[large, large], &[0, 0]);
     let op = Pool { kernel: vec![large, large], window, ceil_mode: false, ..pool(PoolKind::Max) };
     assert_eq!(one(&Op::Pool(op), &[x]).0, [1, 1, 1, 1]);

@@ -130,7 +130,7 @@ impl Planes<'_> {
         };
         let (seen_rows, seen_columns) = (seen(0, height), seen(1, width));
         let mut copy = Copy([MaybeUninit::uninit(); COPY_PIXELS * BLOCK]);
-        if seen_rows * seen_columns <= COPY_PIXELS && self.rows == (0..height) {
+        if seen_rows.saturating_mul(seen_columns) <= COPY_PIXELS && self.rows == (0..height) {
             // SAFETY: the copy has room for all that windows see, and they see nothing else.
             unsafe {
                 self.pad(s, copy.0.as_mut_ptr().cast(), seen_rows, seen_columns);

@@ -13,8 +13,13 @@ pub(crate) struct Plane {
     pub(crate) pads: [usize; 2],
 }
 
+/// Kernels compute with places in windows without a thought of overflow: what is larger than any real window is the reference's.
+const MOST: usize = 0x7fff;
+/// A transposed window looks at its taps in `stride × stride` ways.
+const MOST_TRANSPOSED_STRIDE: usize = 64;
+
 impl Plane {
-    /// A window of one or two spatial extents; `None` for others.
+    /// A window of one or two spatial extents; `None` for others, and for absurd ones.
     pub(crate) fn new(kernel: &[usize], window: &Window) -> Option<Plane> {
         let two = |v: &[usize], fill: usize| match *v {
             [w] => Some([fill, w]),
@@ -31,7 +36,11 @@ impl Plane {
         let fits = window.strides.len() == spatial
             && window.dilations.len() == spatial
             && window.pads_begin.len() == spatial
-            && plane.strides.iter().all(|stride| *stride > 0);
+            && plane.strides.iter().all(|stride| *stride > 0)
+            && [kernel, &window.strides, &window.dilations, &window.pads_begin, &window.pads_end]
+                .into_iter()
+                .flatten()
+                .all(|n| *n <= MOST);
         fits.then_some(plane)
     }
 
@@ -66,7 +75,8 @@ impl Geometry {
 
     pub(crate) fn of_transposed(op: &ConvTranspose, weight: &[usize]) -> Option<Geometry> {
         let plane = Plane::new(weight.get(2..)?, &op.window)?;
-        Some(Geometry { plane, groups: op.groups, transposed: true })
+        let few = plane.strides.iter().all(|stride| *stride <= MOST_TRANSPOSED_STRIDE);
+        few.then_some(Geometry { plane, groups: op.groups, transposed: true })
     }
 
     /// From one place of the window to the next in the input.

@@ -54,7 +54,8 @@ impl Unit<'_> {
         let len = self.columns + (plane.kernel[1] - 1) * plane.dilations[1] / stride + 1 + BLOCK;
         let used = (self.pixels.len() * products).next_multiple_of(BLOCK) + BLOCK;
         let channels = self.x_extent.channels;
-        if used + channels * count * stride * len > scratch_bytes() / 4 {
+        let rows = [count, stride, len].into_iter().fold(channels, usize::saturating_mul);
+        if rows.saturating_add(used) > scratch_bytes() / 4 {
             return None;
         }
         let rows = self.scratch.wrapping_add(used);

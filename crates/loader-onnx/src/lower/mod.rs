@@ -84,6 +84,8 @@ pub(crate) struct Lower<'a> {
     scopes: Scopes,
     keys: u32,
     symbols: HashSet<String>,
+    /// The last number that a name of symbols has got.
+    last_symbol: HashMap<String, usize>,
     nodes: usize,
     depth: usize,
     functions: Vec<usize>,
@@ -111,6 +113,7 @@ impl OnnxModel {
             scopes: Scopes::default(),
             keys: 0,
             symbols: HashSet::new(),
+            last_symbol: HashMap::new(),
             nodes: 0,
             depth: 0,
             functions: Vec::new(),
@@ -470,11 +473,15 @@ impl<'a> Lower<'a> {
     /// A symbol of its own.
     pub(crate) fn fresh(&mut self, name: &str) -> Dim {
         let mut symbol = name.to_owned();
-        let mut n = 1;
-        while !self.symbols.insert(symbol.clone()) {
-            n += 1;
-            symbol = format!("{name}'{n}");
+        if self.symbols.contains(&symbol) {
+            // Where the last one left off: a function's symbols come back with each call.
+            let n = self.last_symbol.entry(name.to_owned()).or_insert(1);
+            while self.symbols.contains(&symbol) {
+                *n += 1;
+                symbol = format!("{name}'{n}");
+            }
         }
+        self.symbols.insert(symbol.clone());
         Dim::sym(&symbol)
     }
 

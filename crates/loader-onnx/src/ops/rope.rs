@@ -35,6 +35,9 @@ pub(super) fn rotate(
     } else {
         (lower.slice(&head, 3, Dim::Num(0), half.clone())?, lower.slice(&head, 3, half.clone(), half)?)
     };
+    if cos.rank() == 0 || sin.rank() == 0 {
+        return fail("the tables of cosines and sines must have an extent");
+    }
     let (cos, sin) = (lower.unsqueeze(cos, &[cos.rank() - 1])?, lower.unsqueeze(sin, &[sin.rank() - 1])?);
     let (left, right) = (lower.mul(&a, &cos)?, lower.mul(&b, &sin)?);
     let real = lower.sub(&left, &right)?;

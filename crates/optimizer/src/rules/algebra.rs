@@ -49,6 +49,12 @@ pub(crate) fn rules() -> Vec<Rule> {
             |r| {
                 let c = r.found("c")?;
                 float(r, c)?;
+                let y = r.root().outputs[0];
+                if !is_power_of_two(r, c)? && meets_step(r, y, STEP_DEPTH) {
+                    return Err(Reject::because(
+                        "the quotient is rounded later, where a last bit makes a difference of one",
+                    ));
+                }
                 let c = folded(r, &Op::Unary(Unary::Reciprocal), &[c])?;
                 let x = r.input("x")?;
                 r.add(Op::Binary(Binary::Mul), &[x, c])
@@ -182,9 +188,54 @@ fn chain(name: &'static str, doc: &'static str, op: Binary) -> Rule {
             return Err(Reject::nothing_to_do());
         }
         let constant = folded(r, &Op::Binary(op), &[a, b])?;
+        if op == Binary::Add && cancels(r, a, b)? {
+            return Err(Reject::because("the constants cancel: adding one and taking it away again rounds x"));
+        }
         let x = r.new_value(x);
         r.add(Op::Binary(op), &[x, constant])
     })
+}
+
+/// How many operators after a division are looked at for one that rounds.
+const STEP_DEPTH: usize = 6;
+
+/// Whether a value comes to an operator that jumps, through such as work on single elements.
+fn meets_step(r: &Rewrite<'_, '_>, id: ValueId, depth: usize) -> bool {
+    r.users(id).any(|node| match &node.op {
+        Op::Unary(Unary::Floor | Unary::Ceil | Unary::Round | Unary::Sign)
+        | Op::QuantizeLinear(_)
+        | Op::ArgMax(_)
+        | Op::Sort(_)
+        | Op::TopK(_) => true,
+        Op::Binary(op) if op.is_comparison() || *op == Binary::Mod || *op == Binary::Fmod => true,
+        Op::Cast(cast) if !cast.to.is_float() => true,
+        Op::Unary(_)
+        | Op::Binary(_)
+        | Op::Where(_)
+        | Op::Cast(_)
+        | Op::Reshape(_)
+        | Op::Transpose(_)
+        | Op::Slice(_) => depth == 0 || node.outputs.iter().any(|id| meets_step(r, *id, depth - 1)),
+        _ => false,
+    })
+}
+
+/// Whether division by a constant and multiplication with its reciprocal are the same.
+fn is_power_of_two(r: &Rewrite<'_, '_>, id: ValueId) -> Result<bool, Reject> {
+    let all = r.tensor(id)?.to_f32().map_err(|error| Reject::because(error.to_string()))?;
+    Ok(all.iter().all(|x| x.is_normal() && x.to_bits() << 9 == 0))
+}
+
+/// Whether the sum of two constants is small next to them somewhere.
+fn cancels(r: &Rewrite<'_, '_>, a: ValueId, b: ValueId) -> Result<bool, Reject> {
+    let values = |id| r.tensor(id)?.to_f32().map_err(|error| Reject::because(error.to_string()));
+    let (a, b) = (values(a)?, values(b)?);
+    // (Broadcast as they may be: a pair that does not meet is compared for nothing.)
+    let largest = |all: &[f32]| all.iter().fold(0f32, |most, x| most.max(x.abs()));
+    let opposite = a.iter().any(|x| *x < 0.0) && b.iter().any(|x| *x > 0.0)
+        || a.iter().any(|x| *x > 0.0) && b.iter().any(|x| *x < 0.0);
+    const ROUNDING: f32 = 1e5;
+    Ok(opposite && largest(&a).min(largest(&b)) > ROUNDING)
 }
 
 fn unary(r: &mut Rewrite<'_, '_>, op: Unary) -> Result<ValueId, Reject> {

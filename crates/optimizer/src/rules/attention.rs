@@ -45,6 +45,8 @@ enum Mask {
 
 /// Scores below this are no scores: their weights vanish next to any other's.
 const NOT_SEEN: f32 = -1e4;
+/// What is added in their place: a number that takes any score in, so that a row that sees nothing attends to all keys alike, as it did.
+const HIDDEN: f32 = -1e30;
 
 fn build(r: &mut Rewrite<'_, '_>) -> Result<ValueId, Reject> {
     let (scores, v) = (r.found("scores")?, r.found("v")?);
@@ -258,9 +260,10 @@ fn mask(r: &mut Rewrite<'_, '_>, parts: &Scores, rank: usize) -> Result<Option<V
         Mask::None => return Ok(None),
         Mask::Added(id) => r.new_value(*id),
         Mask::Chosen(condition, seen, number) => {
-            // Added rather than chosen: a row that sees nothing then attends to all keys alike, as it did.
+            // Added rather than chosen.
             let condition = r.new_value(*condition);
-            let (zero, below) = (r.add_constant("zero", &[1], &[0.0])?, r.add_constant("not seen", &[1], &[*number])?);
+            let (zero, below) =
+                (r.add_constant("zero", &[1], &[0.0])?, r.add_constant("not seen", &[1], &[number.min(HIDDEN)])?);
             let inputs = if *seen { [condition, zero, below] } else { [condition, below, zero] };
             r.add(Op::Where(Where), &inputs)?
         }

@@ -21,6 +21,12 @@ pub(crate) fn rules() -> Vec<Rule> {
         if !lossless(from, through) {
             return Err(Reject::because(format!("{from} to {through} loses bits, which {to} then lacks")));
         }
+        // An integer becomes another one by its bits, a float by its value.
+        if through.is_float() && from.is_int() && to.is_int() && !lossless(from, to) {
+            return Err(Reject::because(format!(
+                "from {through} numbers beyond {to} become the last, from {from} they wrap around"
+            )));
+        }
         let x = r.new_value(x);
         if from == to { Ok(x) } else { r.add(Op::Cast(Cast { to }), &[x]) }
     })]

@@ -116,3 +116,41 @@ fn a_constant_that_would_overflow_is_not_made() {
     let misses = &report.rule("multiply-constants").unwrap().near_misses;
     assert_eq!(misses[0].reason, "the folded constant would overflow or vanish");
 }
+
+#[test]
+fn integers_that_wrap_around_are_not_taken_for_floats_that_saturate() {
+    let kept = |from: DType, through: DType, to: DType| {
+        let mut b = Build::new();
+        let x = b.input_of(from, &[sym("rows")]);
+        let y = b.cast(x, through);
+        let y = b.cast(y, to);
+        operators(b.output(y)) == "Cast Cast"
+    };
+    assert!(kept(DType::I8, DType::F32, DType::U8), "-1 becomes 0, not 255");
+    assert!(kept(DType::U8, DType::F32, DType::I8), "200 becomes 127, not -56");
+    assert!(!kept(DType::U8, DType::F32, DType::I16));
+    assert!(!kept(DType::I8, DType::I32, DType::U8), "integers wrap around on any way");
+}
+
+#[test]
+fn a_quotient_that_is_rounded_to_a_whole_number_stays_one() {
+    for (divisor, expected) in [(41.0, "Div Add Floor"), (8.0, "Mul Add Floor")] {
+        let mut b = Build::new();
+        let x = b.input(&[sym("rows")]);
+        let (c, d) = (b.number(divisor), b.number(2.0));
+        let y = b.div(x, c);
+        let y = b.add(y, d);
+        let y = b.unary(Unary::Floor, y);
+        assert_eq!(operators(b.output(y)), expected);
+    }
+}
+
+#[test]
+fn a_sum_that_rounds_by_a_large_constant_stays() {
+    let mut b = Build::new();
+    let x = b.input(&[sym("rows")]);
+    let large = b.number(12_582_912.0);
+    let y = b.add(x, large);
+    let y = b.sub(y, large);
+    assert_eq!(operators(b.output(y)), "Add Add");
+}

@@ -1,7 +1,7 @@
 //! Attention as exporters write it.
 
 use core_tensor::op::Unary;
-use core_tensor::{DType, ValueId};
+use core_tensor::{DType, Tensor, ValueId};
 
 use crate::graphs::{Build, dims, operators, optimized, sym};
 
@@ -184,4 +184,21 @@ fn rotary_embedding_is_found_and_said_to_run_as_written() {
     let y = b.add(a, c);
     let (_, report) = optimized(b.output(y));
     assert_eq!(report.rule("rotary-embedding").unwrap().near_miss_count, 1);
+}
+
+/// In such a row every score is chosen away, and the weights are all alike: adding -10000 would leave the scores' differences.
+#[test]
+fn a_row_that_sees_nothing_by_choice_attends_to_all_keys_alike() {
+    let mut b = Build::new();
+    let (q, k, v) =
+        (b.input(&[1.into(), 2.into(), 3.into(), 8.into()]), b.weight(&[1, 2, 8, 3]), b.weight(&[1, 2, 3, 8]));
+    let scores = b.matmul(q, k);
+    let seen = b.tensor(Tensor::from_bytes(DType::Bool, &[3, 3], &[0, 0, 0, 1, 0, 1, 1, 1, 1]).unwrap());
+    let least = b.number(-10_000.0);
+    let scores = b.choose(seen, scores, least);
+    let p = b.softmax(scores);
+    let y = b.matmul(p, v);
+    // (`optimized` compares the results of both graphs.)
+    let text = optimized(b.output(y)).0;
+    assert!(text.contains("TensorAttention"), "{text}");
 }

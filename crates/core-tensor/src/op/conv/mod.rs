@@ -63,6 +63,10 @@ impl Window {
             if list.len() != rank {
                 return wrong(name, format!("{} of them for {rank} spatial extents", list.len()));
             }
+            // Places are computed with sums of products of these.
+            if let Some(n) = list.iter().find(|n| **n > i32::MAX as usize) {
+                return wrong(name, format!("{n} is not below 2³¹"));
+            }
         }
         if self.strides.contains(&0) {
             return wrong("strides", "one is 0".into());

@@ -142,7 +142,8 @@ fn mat_mul_n_bits<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>>
     }
     let Some(packed) = b.tensor() else { return fail("its weight must be constant") };
     let blocks = columns.div_ceil(block);
-    let Some(len) = rows.checked_mul(blocks).and_then(|n| n.checked_mul(block * bits / 8)) else {
+    let bytes = block.checked_mul(bits).map(|bits| bits / 8);
+    let Some(len) = bytes.and_then(|bytes| rows.checked_mul(blocks)?.checked_mul(bytes)) else {
         return fail("its weight is too large");
     };
     if packed.bytes().len() != len {
