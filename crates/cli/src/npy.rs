@@ -1,10 +1,10 @@
 //! NumPy's `.npy` files (numpy.lib.format, versions 1.0 to 3.0).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use core_tensor::{DType, Tensor};
+use core_tensor::{DType, PartialFile, Tensor};
 
 use crate::failure::Failure;
 
@@ -83,28 +83,16 @@ pub(crate) fn write(path: &Path, tensor: &Tensor) -> Result<(), Failure> {
     }
     header.push('\n');
     let length = u16::try_from(header.len()).map_err(|_| Failure::Runtime("too many extents for .npy".into()))?;
-    let temporary = temporary(path);
-    let result = File::create(&temporary).and_then(|file| {
+    let result = PartialFile::create(path).and_then(|file| {
         let mut file = BufWriter::new(file);
         file.write_all(MAGIC)?;
         file.write_all(&[1, 0])?;
         file.write_all(&length.to_le_bytes())?;
         file.write_all(header.as_bytes())?;
         file.write_all(tensor.bytes())?;
-        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temporary, path)
+        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish()
     });
-    result.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        Failure::file(path, &error)
-    })
-}
-
-/// A name beside the file that nothing else uses.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    path.with_file_name(name)
+    result.map_err(|error| Failure::file(path, &error))
 }
 
 fn dtype_of(descr: &str) -> Option<DType> {
@@ -145,6 +133,9 @@ fn descr_of(dtype: DType) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     fn folder(name: &str) -> PathBuf {

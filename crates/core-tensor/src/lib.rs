@@ -31,6 +31,7 @@ mod graph;
 mod host_state;
 mod interpreter;
 pub mod op;
+mod partial_file;
 mod plan;
 mod reference;
 mod slots;
@@ -48,6 +49,7 @@ pub use graph::{
 };
 pub use host_state::{HostStates, SlotSnapshot, StateError, StateLayout, StateRows};
 pub use interpreter::{Interpreter, InterpreterError, evaluate, evaluate_constant};
+pub use partial_file::PartialFile;
 pub use plan::{BufferRequest, DeviceMemory, MemoryEstimate, MemoryPlan};
 pub use reference::ReferenceBackend;
 pub use slots::Slots;

@@ -1,12 +1,10 @@
 //! Writing GGUF files.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
-use core_tensor::Tensor;
+use core_tensor::{PartialFile, Tensor};
 
 use crate::array_buf::{check_nesting, encode};
 use crate::error::{Fault, GgufError, Subject};
@@ -236,12 +234,12 @@ impl<'a> GgufWriter<'a> {
     pub fn write(self, path: impl AsRef<Path>) -> Result<(), GgufError> {
         let path = path.as_ref();
         let failed = |source| GgufError::Write { path: path.to_owned(), source };
-        let mut partial = Partial::create(path).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(BUFFER, &mut partial.file);
+        let mut partial = PartialFile::create(path).map_err(failed)?;
+        let mut out = BufWriter::with_capacity(BUFFER, &mut partial);
         self.write_named(path, &mut out)?;
         out.flush().map_err(failed)?;
         drop(out);
-        partial.finish(path).map_err(failed)
+        partial.finish().map_err(failed)
     }
 
     /// Writes the file's bytes to `out`, in order.
@@ -315,50 +313,5 @@ impl Write for Exact<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// A file that is being written; removed again unless it is finished.
-struct Partial {
-    file: File,
-    path: Option<PathBuf>,
-}
-
-impl Partial {
-    /// Creates the temporary file for `target`, in the same folder, so that it can be renamed.
-    fn create(target: &Path) -> io::Result<Partial> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = target.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-        loop {
-            let mut own = std::ffi::OsString::from(".");
-            own.push(name);
-            own.push(format!(".{}-{}.partial", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-            let path = target.with_file_name(own);
-            match File::create_new(&path) {
-                Ok(file) => return Ok(Partial { file, path: Some(path) }),
-                // Left behind by a process of the same number that was killed.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn finish(mut self, target: &Path) -> io::Result<()> {
-        // Without this a crash of the machine could leave the new name on an empty file.
-        self.file.sync_all()?;
-        if let Some(path) = &self.path {
-            std::fs::rename(path, target)?;
-        }
-        self.path = None;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Best effort: the error that led here is the one to report.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }

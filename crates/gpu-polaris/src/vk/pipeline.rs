@@ -1,10 +1,11 @@
 //! Pipelines, and their cache on disk.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use core_tensor::BackendError;
+use core_tensor::{BackendError, PartialFile};
 use vulkano::device::Device;
 use vulkano::device::physical::PhysicalDevice;
 use vulkano::pipeline::cache::{PipelineCache, PipelineCacheCreateInfo};
@@ -110,7 +111,7 @@ pub(super) fn open_cache(device: &Arc<Device>, file: &Path) -> Option<Arc<Pipeli
     unsafe { PipelineCache::new(device.clone(), info) }.ok()
 }
 
-/// Writes a cache to its file, through another one of its own name: others who write at the same time do no harm.
+/// Writes a cache to its file. Others who write at the same time do no harm.
 pub(super) fn save_cache(cache: &PipelineCache, file: &Path) -> Result<(), String> {
     let data = cache.get_data().map_err(|e| e.to_string())?;
     let folder = file.parent().ok_or("it has no folder")?;
@@ -118,15 +119,11 @@ pub(super) fn save_cache(cache: &PipelineCache, file: &Path) -> Result<(), Strin
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&checksum(&data).to_le_bytes());
     bytes.extend_from_slice(&data);
-    static WRITTEN: AtomicU64 = AtomicU64::new(0);
-    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
-    let temporary = file.with_extension(format!("{}-{number}.tmp", std::process::id()));
-    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, file));
-    written.map_err(|e| {
-        // The half-written file is of no use; that it may not be there is no error.
-        let _ = std::fs::remove_file(&temporary);
-        e.to_string()
-    })
+    let written = PartialFile::create(file).and_then(|mut partial| {
+        partial.write_all(&bytes)?;
+        partial.finish()
+    });
+    written.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! The files: the model, and its weights beside it where they are large.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use core_tensor::{Dim, Graph, ValueId, Weight};
+use core_tensor::{Dim, Graph, PartialFile, ValueId, Weight};
 use prost::Message;
 
 use super::nodes::{Writer, data_type};
@@ -58,23 +57,12 @@ pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(
         }),
         ..ModelProto::default()
     };
-    let parts = beside(path, ".part");
-    let failed = |source| ExportError::Io { path: parts.clone(), source };
-    let written = fs::write(&parts, model.encode_to_vec()).map_err(failed);
-    let finished = match (written, data) {
-        (Ok(()), Some(data)) => data.finish(),
-        (other, data) => {
-            drop(data);
-            other
-        }
-    };
-    let renamed = finished
-        .and_then(|()| fs::rename(&parts, path).map_err(|source| ExportError::Io { path: path.to_owned(), source }));
-    if renamed.is_err() {
-        // What is left of a failed attempt is of no use; that it cannot be removed is not worth another error.
-        let _ = fs::remove_file(&parts);
-    }
-    renamed
+    let failed = |source| ExportError::Io { path: path.to_owned(), source };
+    let mut file = PartialFile::create(path).map_err(failed)?;
+    file.write_all(&model.encode_to_vec()).map_err(failed)?;
+    // The model last: it names the weights' file.
+    data.map_or(Ok(()), Data::finish)?;
+    file.finish().map_err(failed)
 }
 
 /// The path with more at its end.
@@ -147,22 +135,19 @@ fn tensor(name: &str, weight: &Weight, data: &mut Option<Data>) -> Result<Tensor
 
 /// The file of weights.
 struct Data {
-    file: BufWriter<File>,
+    file: BufWriter<PartialFile>,
     path: PathBuf,
-    target: PathBuf,
     /// Its name, as the model has it.
     location: String,
     len: u64,
-    finished: bool,
 }
 
 impl Data {
     fn create(model: &Path) -> Result<Data, ExportError> {
-        let target = beside(model, ".data");
-        let path = beside(model, ".data.part");
-        let location = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let file = File::create(&path).map_err(|source| ExportError::Io { path: path.clone(), source })?;
-        Ok(Data { file: BufWriter::new(file), path, target, location, len: 0, finished: false })
+        let path = beside(model, ".data");
+        let location = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let file = PartialFile::create(&path).map_err(|source| ExportError::Io { path: path.clone(), source })?;
+        Ok(Data { file: BufWriter::new(file), path, location, len: 0 })
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), ExportError> {
@@ -178,22 +163,8 @@ impl Data {
         Ok(offset)
     }
 
-    fn finish(mut self) -> Result<(), ExportError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| ExportError::Io { path, source }
-        };
-        self.file.flush().map_err(failed(&self.path))?;
-        fs::rename(&self.path, &self.target).map_err(failed(&self.target))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Data {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_file(&self.path);
-        }
+    fn finish(self) -> Result<(), ExportError> {
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        file.and_then(PartialFile::finish).map_err(|source| ExportError::Io { path: self.path, source })
     }
 }
