@@ -1,7 +1,8 @@
 //! Making models smaller.
 //!
 //! [`block`] has the encoders of the block formats that GGUF files hold: scales of least squared error, weighted by the
-//! importance of each column where it is known.
+//! importance of each column where it is known. [`Mixture`] and [`assign`] say which tensor of a language model gets which
+//! type.
 //!
 //! ```
 //! use core_tensor::{BlockFormat, DType};
@@ -22,3 +23,6 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod mixture;
+
+pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};
