@@ -58,7 +58,7 @@ impl EncoderArguments {
         open: impl FnOnce(&PathBuf, &BertOptions, &mut LoadProgress<'_>) -> Result<T, models::Error>,
     ) -> Result<T, Failure> {
         let _busy = interrupt.busy();
-        let mut bar = LoadBar::new();
+        let mut bar = LoadBar::new("loading");
         let model = open(&self.model, &self.options(), &mut |done, total| {
             bar.set(done, total);
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -95,7 +95,7 @@ impl GraphCompute {
         if matches!(device, Device::Vulkan(_)) {
             opened.backends.extend(backends::open(&BackendOptions { device: Device::Cpu, ..options })?.backends);
         }
-        let mut bar = LoadBar::new();
+        let mut bar = LoadBar::new("loading");
         let executable = Executable::load(
             &opened.backends,
             graph,

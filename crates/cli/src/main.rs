@@ -14,6 +14,7 @@ mod failure;
 mod fill_mask;
 mod generate;
 mod graph;
+mod imatrix;
 mod inspect;
 mod inspect_graph;
 mod interrupt;
@@ -22,10 +23,12 @@ mod npy;
 mod optimize;
 mod output;
 mod perplexity;
+mod quantize;
 mod run;
 mod sampling;
 mod self_test;
 mod tokenize;
+mod verify;
 
 use std::env;
 use std::panic;
@@ -69,6 +72,9 @@ enum Command {
     Inspect(inspect::Arguments),
     Tokenize(tokenize::Arguments),
     Perplexity(perplexity::Arguments),
+    Quantize(quantize::Arguments),
+    Verify(verify::Arguments),
+    Imatrix(imatrix::Arguments),
     Bench(bench::Arguments),
     Devices(devices::Arguments),
     Doctor(doctor::Arguments),
@@ -107,6 +113,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Tokenize(arguments) => tokenize::run(arguments),
         Command::Perplexity(arguments) => perplexity::run(arguments),
+        Command::Quantize(arguments) => quantize::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Imatrix(arguments) => imatrix::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Devices(arguments) => devices::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),

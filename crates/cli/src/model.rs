@@ -89,7 +89,7 @@ pub(crate) fn open(
         slots: 1,
     };
     let _busy = interrupt.busy();
-    let mut bar = LoadBar::new();
+    let mut bar = LoadBar::new("loading");
     let model = Llama::open(&file.model, &options, &mut |done, total| {
         bar.set(done, total);
         if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -100,21 +100,24 @@ pub(crate) fn open(
 
 /// A progress bar on standard error, drawn only on a terminal and only if loading takes long enough to wonder.
 pub(crate) struct LoadBar {
+    what: &'static str,
     start: Instant,
     bar: Option<ProgressBar>,
 }
 
 impl LoadBar {
-    pub(crate) fn new() -> LoadBar {
-        LoadBar { start: Instant::now(), bar: None }
+    /// `what` is going on, for people.
+    pub(crate) fn new(what: &'static str) -> LoadBar {
+        LoadBar { what, start: Instant::now(), bar: None }
     }
 
     pub(crate) fn set(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && self.start.elapsed() > Duration::from_millis(300) {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}") {
+            if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}") {
                 bar.set_style(style);
             }
+            bar.set_message(self.what);
             self.bar = Some(bar);
         }
         if let Some(bar) = &self.bar {

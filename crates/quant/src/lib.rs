@@ -23,6 +23,8 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod importance;
 mod mixture;
 
+pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

@@ -1,9 +1,11 @@
 //! The graph of a model.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use core_tensor::op::{
-    Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, TopK, Unary,
+    Attention, Binary, Gather, MatMul, Op, Reduce, ReduceKind, Reshape, RmsNormalization, RotaryEmbedding, StateWrite,
+    TopK, Transpose, Unary,
 };
 use core_tensor::{Bindings, DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
 
@@ -58,6 +60,68 @@ pub fn build(
     kv_dtype: KvDType,
     context: usize,
 ) -> Result<Graph, Error> {
+    Ok(assemble(config, source, kv_dtype, context)?.graph)
+}
+
+/// What meets a matrix, or several that read the same activations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tap {
+    /// The names of the matrices' tensors.
+    pub(crate) names: Vec<String>,
+    /// The number of the graph's output with the sums of squares of the activations' columns, f32 `[columns, 1]`.
+    pub(crate) output: usize,
+}
+
+/// As [`build`], with outputs that sum the squares of what meets the layers' matrices, over the rows of the step. What comes
+/// behind the last attention is computed for the rows whose logits are asked for alone.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn build_tapped(
+    config: &LlamaConfig,
+    source: &dyn WeightSource,
+    kv_dtype: KvDType,
+    context: usize,
+) -> Result<(Graph, Vec<Tap>), Error> {
+    let Assembled { mut graph, products } = assemble(config, source, kv_dtype, context)?;
+    let table = NameTable::gguf(config.architecture);
+    let present: HashSet<&str> = source.names().into_iter().collect();
+    let stored = |layer: usize, role: Role| {
+        let entry = table.layer.iter().find(|(other, ..)| *other == role)?;
+        Some(entry.1.replacen("{}", &layer.to_string(), 1)).filter(|name| present.contains(name.as_str()))
+    };
+    let mut taps: Vec<(ValueId, Tap)> = Vec::new();
+    for (layer, role, x) in products {
+        // Q, K and V may lie in one tensor.
+        let Some(name) = stored(layer, role).or_else(|| stored(layer, Role::Qkv)) else { continue };
+        if let Some((_, tap)) = taps.iter_mut().find(|(value, _)| *value == x) {
+            if !tap.names.contains(&name) {
+                tap.names.push(name);
+            }
+            continue;
+        }
+        let columns = graph.add(&format!("{name}.columns"), Op::Transpose(Transpose { perm: vec![1, 0] }), &[x])?;
+        let op = Op::Reduce(Reduce { kind: ReduceKind::SumSquare });
+        let sums = graph.add(&format!("{name}.squares"), op, &[columns])?;
+        let output = graph.outputs().len();
+        graph.output(sums);
+        taps.push((x, Tap { names: vec![name], output }));
+    }
+    Ok((graph, taps.into_iter().map(|(_, tap)| tap).collect()))
+}
+
+/// A graph, and the products of its layers: layer, matrix, activations.
+struct Assembled {
+    graph: Graph,
+    products: Vec<(usize, Role, ValueId)>,
+}
+
+fn assemble(
+    config: &LlamaConfig,
+    source: &dyn WeightSource,
+    kv_dtype: KvDType,
+    context: usize,
+) -> Result<Assembled, Error> {
     for length in [config.key_length, config.value_length] {
         if kv_dtype.dtype().row_bytes(length).is_none() {
             let reason = format!("heads of {length} elements are no whole blocks of {}", kv_dtype.dtype());
@@ -74,14 +138,15 @@ pub fn build(
         logit_rows: graph.input("logit_rows", DType::I32, &[Dim::sym(symbol::LOGIT_ROWS)]),
     };
     let rope_factors = weights.model(Role::RopeFactors).map(|weight| graph.weight("rope_freqs", weight.clone()));
-    let mut builder = Builder { graph, config, weights: &weights, inputs, rope_factors, kv_dtype, context };
+    let mut builder =
+        Builder { graph, config, weights: &weights, inputs, rope_factors, kv_dtype, context, products: Vec::new() };
     let logits = builder.model()?;
     builder.graph.output(logits);
     let op = TopK { k: CANDIDATES.min(config.vocabulary) };
     for output in builder.graph.add_node("candidates", Op::TopK(op), vec![Some(logits)])? {
         builder.graph.output(output);
     }
-    Ok(builder.graph)
+    Ok(Assembled { graph: builder.graph, products: builder.products })
 }
 
 #[derive(Clone, Copy)]
@@ -100,6 +165,7 @@ struct Builder<'a> {
     rope_factors: Option<ValueId>,
     kv_dtype: KvDType,
     context: usize,
+    products: Vec<(usize, Role, ValueId)>,
 }
 
 impl Builder<'_> {
@@ -248,6 +314,7 @@ impl Builder<'_> {
         x: ValueId,
     ) -> Result<ValueId, Error> {
         let weight = self.layer_weight(number, what, role)?;
+        self.products.push((number, role, x));
         let y = self.graph.add(&name(number, what), Op::MatMul(MatMul { transpose_b: true }), &[x, weight])?;
         let Some(bias) = bias.and_then(|role| self.weights.layer(number, role)) else {
             return Ok(y);

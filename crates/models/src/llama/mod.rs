@@ -6,6 +6,7 @@ mod chat;
 mod config;
 mod generation;
 mod graph;
+mod importances;
 mod names;
 mod options;
 mod perplexity;
@@ -19,6 +20,7 @@ pub use crate::sampler::SamplerOptions;
 pub use chat::{Chat, ChatOptions};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
 pub use graph::{CANDIDATES, MAX_ROWS, bounds, build};
+pub use importances::{ImportanceOptions, importances};
 pub use options::{
     ContextFull, DEFAULT_CONTEXT, FinishReason, GenerateOptions, Generation, KvDType, LlamaOptions, Piece, Timings,
 };

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use core_tensor::{Backend, BackendError, Bindings};
+use core_tensor::{Backend, BackendError, Bindings, Graph};
 use loader_gguf::Gguf;
 use polaris_runtime::{MemoryReport, Model, ModelOptions, ROW_BUCKETS, RuntimeError};
 
@@ -65,16 +65,26 @@ impl Llama {
         options: &LlamaOptions,
         progress: &mut LoadProgress<'_>,
     ) -> Result<Llama, Error> {
-        let start = Instant::now();
         let config = LlamaConfig::from_gguf(&gguf)?;
-        let context = options.context.unwrap_or(config.trained_context.min(DEFAULT_CONTEXT));
-        if context == 0 || i32::try_from(context).is_err() {
-            return Err(Error::Option { name: "context", reason: format!("{context} positions cannot be held") });
-        }
+        let context = positions(&config, options)?;
         let graph = super::build(&config, &gguf, options.kv_dtype, context)?;
+        Llama::with_graph(&gguf, config, graph, backends, options, progress)
+    }
+
+    /// The same with a graph that is at hand: the model's, perhaps with further outputs.
+    pub(super) fn with_graph(
+        gguf: &Gguf,
+        config: LlamaConfig,
+        graph: Graph,
+        backends: &[Arc<dyn Backend>],
+        options: &LlamaOptions,
+        progress: &mut LoadProgress<'_>,
+    ) -> Result<Llama, Error> {
+        let start = Instant::now();
+        let context = positions(&config, options)?;
         // The vocabulary takes as long as the weights, and neither needs the other.
         let (tokenizer, model) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| vocabulary::tokenizer(&gguf));
+            let tokenizer = scope.spawn(|| vocabulary::tokenizer(gguf));
             let model = Model::load(backends, graph, runtime_options(context, options.slots), progress);
             (tokenizer.join(), model)
         });
@@ -235,6 +245,15 @@ impl Llama {
     pub fn sequences(&self, slots: usize) -> Result<Sequences<'_>, Error> {
         Sequences::new(self, slots)
     }
+}
+
+/// Positions that sequences will hold.
+pub(super) fn positions(config: &LlamaConfig, options: &LlamaOptions) -> Result<usize, Error> {
+    let context = options.context.unwrap_or(config.trained_context.min(DEFAULT_CONTEXT));
+    if context == 0 || i32::try_from(context).is_err() {
+        return Err(Error::Option { name: "context", reason: format!("{context} positions cannot be held") });
+    }
+    Ok(context)
 }
 
 /// Buckets for the rows of a step and those with logits; the memory check counts with the largest step that asks for one row's logits.

@@ -176,7 +176,31 @@ impl<'a> Sequences<'a> {
         rows.iter().take(MAX_ROWS).take_while(fits).count()
     }
 
+    /// Evaluates rows, [`MAX_ROWS`] at a time, and hands some of the graph's outputs to `each` after every step.
+    pub(super) fn outputs(
+        &mut self,
+        rows: &[Row],
+        outputs: &[usize],
+        each: &mut dyn FnMut(&[Tensor]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let before = self.check(rows)?;
+        for step in rows.chunks(MAX_ROWS) {
+            let result = self.run_step(step, outputs).and_then(|(outputs, _)| each(&outputs));
+            if let Err(error) = result {
+                self.rewind(&before);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     fn run(&mut self, rows: &[Row], outputs: &[usize], each: &mut EachRow<'_>) -> Result<(), Error> {
+        let (outputs, wanted) = self.run_step(rows, outputs)?;
+        (0..wanted).try_for_each(|row| each(&outputs, row))
+    }
+
+    /// Some of the outputs of a step, and how many rows asked for logits.
+    fn run_step(&mut self, rows: &[Row], outputs: &[usize]) -> Result<(Vec<Tensor>, usize), Error> {
         let mut next: Vec<usize> = (0..self.slots()).map(|slot| self.len(slot)).collect::<Result<_, _>>()?;
         let mut positions = Vec::with_capacity(rows.len());
         for row in rows {
@@ -193,8 +217,7 @@ impl<'a> Sequences<'a> {
         let tokens: Vec<i32> = rows.iter().map(|row| row.token as i32).collect();
         let slots: Vec<i32> = rows.iter().map(|row| row.slot as i32).collect();
         let inputs = [ints(&tokens)?, ints(&positions)?, ints(&slots)?, ints(&asked)?];
-        let outputs = self.model.runtime().step_for(&mut self.session, &inputs, outputs)?;
-        (0..wanted).try_for_each(|row| each(&outputs, row))
+        Ok((self.model.runtime().step_for(&mut self.session, &inputs, outputs)?, wanted))
     }
 
     /// Undoes the steps of an evaluation that failed half-way.

@@ -1,0 +1,223 @@
+//! `polaris quantize`: a model made smaller.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use core_tensor::{DType, FileAccess};
+use loader_gguf::Gguf;
+use models::quantize::{
+    Manifest, Planned, QuantizeOptions, TensorType, plan, quantize, read_importances, tensor_dtype,
+};
+use polaris_quant::{AssignOptions, Mixture};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::model::LoadBar;
+use crate::output::{self, bytes};
+
+const EXAMPLES: &str = "\
+Examples:
+  polaris quantize model-f16.gguf model-q4.gguf --type Q4_K_M
+  polaris quantize model-f16.gguf model-q2.gguf --type Q2_K --imatrix imatrix.gguf
+  polaris quantize model-f16.gguf model.gguf --type Q5_K_M --tensor-type 'ffn_down=q6_k' --tensor-type 'blk\\.0\\.=q8_0'
+  polaris quantize model-f16.gguf model.gguf --type IQ4_XS --dry-run
+
+Types: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S TQ2_0 TQ1_0.
+A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error. The result appears when it is
+complete, with OUT.manifest.json beside it: sha256 of source and result, settings, the error of each tensor. `polaris verify` checks it.";
+
+/// Make a GGUF model smaller
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// GGUF file; of a model split over several files, any of them
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// The file to write
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// What most tensors become, and by which rules others become something else
+    #[arg(long = "type", value_name = "TYPE", ignore_case = true)]
+    mixture: Mixture,
+    /// Importances of columns (`polaris imatrix`, or llama.cpp's; GGUF or .dat): errors count by them
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// A type for tensors whose name a regular expression is found in; the first that is found counts
+    #[arg(long = "tensor-type", value_name = "PATTERN=TYPE", value_parser = TensorType::parse)]
+    tensor_types: Vec<TensorType>,
+    /// The type of the output matrix
+    #[arg(long, value_name = "TYPE", value_parser = tensor_dtype)]
+    output_type: Option<DType>,
+    /// The type of the token embeddings
+    #[arg(long, value_name = "TYPE", value_parser = tensor_dtype)]
+    embedding_type: Option<DType>,
+    /// All matrices get the main type
+    #[arg(long)]
+    pure: bool,
+    /// The output matrix stays as it is
+    #[arg(long)]
+    leave_output: bool,
+    /// Quantize tensors again that are quantized already, which loses more than quantizing the original
+    #[arg(long)]
+    allow_requantize: bool,
+    /// Threads [default: all that the process may use]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Read the file instead of mapping it into memory
+    #[arg(long)]
+    no_mmap: bool,
+    /// Write no manifest, and compute no sha256
+    #[arg(long)]
+    no_manifest: bool,
+    /// Tell what would become of each tensor and how large the file would be, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let interrupt = Interrupt::install()?;
+    let options = options(arguments)?;
+    if arguments.dry_run {
+        let model = Gguf::open(&arguments.input, options.access)?;
+        return show_plan(&plan(&model, &options)?, arguments.json);
+    }
+    let _busy = interrupt.busy();
+    let mut bar = LoadBar::new("quantizing");
+    let manifest = quantize(&arguments.input, &arguments.output, &options, &mut |done, total, _| {
+        bar.set(done, total);
+        if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.clear();
+    let manifest = manifest?;
+    let path = (!arguments.no_manifest).then(|| manifest_path(&arguments.output));
+    if let Some(path) = &path {
+        write_whole(path, &manifest.to_json())?;
+    }
+    if arguments.json {
+        let mut value = json!(manifest);
+        value["manifest"] = json!(path);
+        return output::write_json(&value);
+    }
+    output::write(&as_text(&manifest))
+}
+
+fn options(arguments: &Arguments) -> Result<QuantizeOptions, Failure> {
+    let importances = match &arguments.imatrix {
+        Some(path) => Some((read_importances(path)?, path.display().to_string())),
+        None => None,
+    };
+    let mut options = QuantizeOptions::new(arguments.mixture);
+    options.assign = AssignOptions {
+        importance: importances.is_some(),
+        pure: arguments.pure,
+        output: arguments.output_type,
+        embedding: arguments.embedding_type,
+        leave_output: arguments.leave_output,
+    };
+    options.tensor_types.clone_from(&arguments.tensor_types);
+    options.importances = importances;
+    options.allow_requantize = arguments.allow_requantize;
+    options.hash = !arguments.no_manifest;
+    if let Some(threads) = arguments.threads {
+        options.threads = usize::from(threads);
+    }
+    if arguments.no_mmap {
+        options.access = FileAccess::Read;
+    }
+    Ok(options)
+}
+
+/// Beside the result: its name and `.manifest.json`.
+fn manifest_path(output: &Path) -> PathBuf {
+    let mut name = OsString::from(output);
+    name.push(".manifest.json");
+    name.into()
+}
+
+/// Writes a small file so that nobody sees half of it.
+fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+    let mut partial = OsString::from(path);
+    partial.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(partial);
+    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
+    written.map_err(|error| {
+        // The error that led here is the one to report.
+        let _ = fs::remove_file(&partial);
+        Failure::file(path, &error)
+    })
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Sum {
+    tensors: usize,
+    bytes: u64,
+}
+
+fn show_plan(planned: &[Planned], as_json: bool) -> Result<(), Failure> {
+    let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
+    for tensor in planned {
+        let sum = sums.entry(tensor.to.to_string()).or_default();
+        sum.tensors += 1;
+        sum.bytes += tensor.bytes();
+    }
+    let total: u64 = sums.values().map(|sum| sum.bytes).sum();
+    if as_json {
+        let tensor = |t: &Planned| {
+            let (from, to) = (t.from.to_string(), t.to.to_string());
+            json!({"name": t.name, "shape": t.shape, "from": from, "to": to, "bytes": t.bytes()})
+        };
+        let tensors: Vec<_> = planned.iter().map(tensor).collect();
+        return output::write_json(&json!({"bytes": total, "types": sums, "tensors": tensors}));
+    }
+    let mut text = String::new();
+    for tensor in planned {
+        let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
+        let (from, to) = (tensor.from.to_string(), tensor.to.to_string());
+        let _ =
+            writeln!(text, "{from:>6} -> {to:<6} {:>9}  {} [{}]", bytes(tensor.bytes()), tensor.name, shape.join(", "));
+    }
+    for (name, sum) in &sums {
+        let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
+    }
+    let _ = writeln!(text, "{} of tensors", bytes(total));
+    output::write(&text)
+}
+
+fn as_text(manifest: &Manifest) -> String {
+    let before: u64 = manifest.source.iter().map(|file| file.bytes).sum();
+    let mut text = String::new();
+    let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
+    for tensor in &manifest.tensors {
+        let sum = sums.entry(&tensor.to).or_default();
+        sum.tensors += 1;
+        sum.bytes += tensor.bytes;
+    }
+    for (name, sum) in &sums {
+        let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
+    }
+    if let Some(worst) = manifest.worst().filter(|worst| worst.relative_error > 0.0) {
+        let (name, error) = (&worst.name, worst.relative_error * 100.0);
+        let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({name}, {})", worst.to);
+    }
+    let after = manifest.result.bytes;
+    let smaller = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
+    let _ = writeln!(
+        text,
+        "{} -> {} ({smaller:.1} % smaller) in {:.1} s: {}",
+        bytes(before),
+        bytes(after),
+        manifest.seconds,
+        manifest.result.path.display()
+    );
+    text
+}

@@ -1,0 +1,262 @@
+//! The manifest: what a quantized file was made from, how, and what it lost; and its verification.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use core_tensor::FileAccess;
+use loader_gguf::Gguf;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Planned, QuantizeOptions};
+use crate::Error;
+
+/// What a file is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Where it lay when the manifest was written, as it was named.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Its sha256 in hexadecimal digits; none where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl FileRecord {
+    /// Of a file; reads all of it if `hash`, until `stopped`.
+    ///
+    /// # Errors
+    /// When it cannot be read, and [`Error::Cancelled`] when it was stopped.
+    pub(super) fn of(path: &Path, hash: bool, stopped: &dyn Fn() -> bool) -> Result<FileRecord, Error> {
+        let failed = |error: std::io::Error| Error::Unusable { path: path.to_owned(), reason: error.to_string() };
+        let mut file = File::open(path).map_err(failed)?;
+        let bytes = file.metadata().map_err(failed)?.len();
+        if !hash {
+            return Ok(FileRecord { path: path.to_owned(), bytes, sha256: None });
+        }
+        let mut digest = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            if stopped() {
+                return Err(Error::Cancelled);
+            }
+            match file.read(&mut buffer).map_err(failed)? {
+                0 => break,
+                count => digest.update(&buffer[..count]),
+            }
+        }
+        let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(FileRecord { path: path.to_owned(), bytes, sha256: Some(sha256) })
+    }
+}
+
+/// What became of a tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Its name.
+    pub name: String,
+    /// Its extents, outermost first.
+    pub shape: Vec<usize>,
+    /// The type that it had.
+    pub from: String,
+    /// The type that it has.
+    pub to: String,
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// The root of the squared error relative to that of the squares; 0 where nothing changed.
+    pub relative_error: f64,
+    /// The same as a ratio of power to noise, in decibels; none where there is no noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sqnr_decibels: Option<f64>,
+}
+
+impl TensorRecord {
+    pub(super) fn new(planned: &Planned, noise: f64, power: f64) -> TensorRecord {
+        let lost = noise > 0.0 && power > 0.0;
+        TensorRecord {
+            name: planned.name.clone(),
+            shape: planned.shape.clone(),
+            from: planned.from.to_string(),
+            to: planned.to.to_string(),
+            bytes: planned.bytes(),
+            relative_error: if lost { (noise / power).sqrt() } else { 0.0 },
+            sqnr_decibels: lost.then(|| 10.0 * (power / noise).log10()),
+        }
+    }
+}
+
+/// The options that decide what is in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The mixture's name.
+    pub mixture: String,
+    /// Whether all matrices got its main type.
+    pub pure: bool,
+    /// The type that the output matrix was to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_type: Option<String>,
+    /// The type that the token embeddings were to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_type: Option<String>,
+    /// Demands, as `PATTERN=TYPE`.
+    pub tensor_types: Vec<String>,
+    /// The file of the importances.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
+}
+
+impl Settings {
+    pub(super) fn of(options: &QuantizeOptions) -> Settings {
+        Settings {
+            mixture: options.mixture.name().to_owned(),
+            pure: options.assign.pure,
+            output_type: options.assign.output.map(|dtype| dtype.to_string()),
+            embedding_type: options.assign.embedding.map(|dtype| dtype.to_string()),
+            tensor_types: options.tensor_types.iter().map(|t| format!("{}={}", t.pattern(), t.dtype)).collect(),
+            imatrix: options.importances.as_ref().map(|(_, file)| file.clone()),
+        }
+    }
+}
+
+/// What a quantized file was made from, how, and what it lost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of Polaris that made it.
+    pub polaris: String,
+    /// The files that it was made from.
+    pub source: Vec<FileRecord>,
+    /// The file.
+    pub result: FileRecord,
+    /// How.
+    pub settings: Settings,
+    /// What became of each tensor, in the file's order.
+    pub tensors: Vec<TensorRecord>,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// How a file and its manifest disagree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The file.
+    pub path: PathBuf,
+    /// In what.
+    pub reason: String,
+}
+
+/// What [`Manifest::verify`] found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Files that were compared.
+    pub files: Vec<PathBuf>,
+    /// Sources that are no longer where they were; that is no problem of the result.
+    pub absent: Vec<PathBuf>,
+    /// All that does not agree.
+    pub problems: Vec<Problem>,
+}
+
+impl Manifest {
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no manifest.
+    pub fn read(path: &Path) -> Result<Manifest, Error> {
+        let unusable = |reason: String| Error::Unusable { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| unusable(format!("this is no manifest: {error}")))
+    }
+
+    /// The manifest as JSON, for people to read as well.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // All numbers are finite and all keys are strings: nothing in here fails.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// The root of the squared error over all tensors, relative to that of the squares of those that changed, weighted by
+    /// nothing: what the worst tensors lose shows in their own figures.
+    #[must_use]
+    pub fn worst(&self) -> Option<&TensorRecord> {
+        self.tensors.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error))
+    }
+
+    /// Compares the files with what is written here. `folder` is the manifest's: a result that lies beside it is found
+    /// wherever the folder has moved.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read; files that disagree or are no longer there are no errors but findings.
+    pub fn verify(&self, folder: &Path) -> Result<Verified, Error> {
+        let mut verified = Verified { files: Vec::new(), absent: Vec::new(), problems: Vec::new() };
+        match find(&self.result.path, folder) {
+            Some(path) => {
+                verified.compare(&self.result, &path)?;
+                if verified.problems.is_empty() {
+                    self.compare_tensors(&path, &mut verified);
+                }
+            }
+            None => verified.problem(&self.result.path, "the file is not there".into()),
+        }
+        for source in &self.source {
+            match find(&source.path, folder) {
+                Some(path) => verified.compare(source, &path)?,
+                None => verified.absent.push(source.path.clone()),
+            }
+        }
+        Ok(verified)
+    }
+
+    fn compare_tensors(&self, path: &Path, verified: &mut Verified) {
+        let model = match Gguf::open(path, FileAccess::Map) {
+            Ok(model) => model,
+            Err(error) => return verified.problem(path, error.to_string()),
+        };
+        if model.tensors().len() != self.tensors.len() {
+            let reason = format!("it has {} tensors, the manifest {}", model.tensors().len(), self.tensors.len());
+            return verified.problem(path, reason);
+        }
+        for (record, info) in self.tensors.iter().zip(model.tensors()) {
+            let dtype = info.dtype().map(|dtype| dtype.to_string()).unwrap_or_default();
+            let same = record.name == info.name() && record.shape == info.shape() && record.to == dtype;
+            if !same || record.bytes != info.byte_len() as u64 {
+                let reason = format!(
+                    "tensor '{}' is {dtype} {:?} of {} bytes; the manifest has '{}', {} {:?} of {}",
+                    info.name(),
+                    info.shape(),
+                    info.byte_len(),
+                    record.name,
+                    record.to,
+                    record.shape,
+                    record.bytes
+                );
+                verified.problem(path, reason);
+            }
+        }
+    }
+}
+
+/// A file beside the manifest, or where it was.
+fn find(path: &Path, folder: &Path) -> Option<PathBuf> {
+    let beside = folder.join(path.file_name()?);
+    [beside, path.to_owned()].into_iter().find(|path| path.is_file())
+}
+
+impl Verified {
+    fn problem(&mut self, path: &Path, reason: String) {
+        self.problems.push(Problem { path: path.to_owned(), reason });
+    }
+
+    fn compare(&mut self, record: &FileRecord, path: &Path) -> Result<(), Error> {
+        let found = FileRecord::of(path, record.sha256.is_some(), &|| false)?;
+        self.files.push(path.to_owned());
+        if found.bytes != record.bytes {
+            self.problem(path, format!("it has {} bytes, the manifest says {}", found.bytes, record.bytes));
+        } else if found.sha256 != record.sha256 {
+            let text = |sha256: &Option<String>| sha256.clone().unwrap_or_default();
+            let reason = format!("its sha256 is {}, the manifest says {}", text(&found.sha256), text(&record.sha256));
+            self.problem(path, reason);
+        }
+        Ok(())
+    }
+}
