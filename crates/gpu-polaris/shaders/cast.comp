@@ -2,8 +2,9 @@
 //@ gcn4 spec 0=256 1=1 2=0
 //@ gcn4 spec 0=256 1=4 2=0
 //@ gcn4 spec 0=256 1=0 2=1
-// Between f32 (0), f16 (1), bf16 (2), i32 (3), i64 (4), u8 (5), i8 (6), bool (7) and u32 (8); the negation of bool (9). Elements are made four at
-// once, since what is smaller than a word lies in parts of one.
+// Between f32 (0), f16 (1), bf16 (2), i32 (3), i64 (4), u8 (5), i8 (6), bool (7), u32 (8), u16 (10) and i16 (11); the negation of bool (9); whether
+// an f32 is no number (12), or infinite (13, plus 2 for infinity and 4 for what is below all). Elements are made four at once, since what is smaller
+// than a word lies in parts of one.
 #extension GL_EXT_shader_explicit_arithmetic_types_int64 : require
 #include "step.glsl"
 layout(constant_id = 1) const uint FROM = 0;
@@ -13,6 +14,7 @@ layout(set = 0, binding = 1, std430) readonly buffer X { uint x[]; };
 layout(set = 0, binding = 2, std430) writeonly buffer Y { uint y[]; };
 
 const bool FROM_FLOAT = FROM < 3u;
+const bool TO_HALF = TO == 1u || TO == 2u || TO == 10u || TO == 11u, TO_TRUTH = TO == 7u || TO == 9u || TO >= 12u;
 
 float float_at(uint i) {
   if (FROM == 0u) return uintBitsToFloat(x[i]);
@@ -24,6 +26,8 @@ int64_t int_at(uint i) {
   if (FROM == 3u) return int64_t(int(x[i]));
   if (FROM == 4u) return packInt2x32(ivec2(int(x[2u * i]), int(x[2u * i + 1u])));
   if (FROM == 8u) return int64_t(x[i]);
+  if (FROM == 10u) return int64_t(bitfieldExtract(x[i >> 1], int(i & 1u) * 16, 16));
+  if (FROM == 11u) return int64_t(bitfieldExtract(int(x[i >> 1]), int(i & 1u) * 16, 16));
   const uint word = x[i >> 2], shift = 8u * (i & 3u);
   return FROM == 6u ? int64_t(bitfieldExtract(int(word), int(shift), 8)) : int64_t((word >> shift) & 0xffu);
 }
@@ -51,8 +55,8 @@ uint to_bfloat(float v) {
 // As floats become integers: towards zero, to the nearest that there is; no number becomes 0.
 int64_t truncated(float v) {
   if (isnan(v)) return 0l;
-  const float low = TO == 5u || TO == 8u ? 0.0 : TO == 6u ? -128.0 : TO == 3u ? -2147483648.0 : -9223372036854775808.0;
-  const float high = TO == 5u ? 255.0 : TO == 6u ? 127.0 : TO == 8u ? 4294967296.0 : TO == 3u ? 2147483648.0 : 9223372036854775808.0;
+  const float low = TO == 5u || TO == 8u || TO == 10u ? 0.0 : TO == 6u ? -128.0 : TO == 11u ? -32768.0 : TO == 3u ? -2147483648.0 : -9223372036854775808.0;
+  const float high = TO == 10u ? 65535.0 : TO == 11u ? 32767.0 : TO == 5u ? 255.0 : TO == 6u ? 127.0 : TO == 8u ? 4294967296.0 : TO == 3u ? 2147483648.0 : 9223372036854775808.0;
   const int64_t most = TO == 8u ? 0xffffffffl : TO == 3u ? 0x7fffffffl : TO == 4u ? 0x7fffffffffffffffl : int64_t(high);
   if (v >= high) return most;
   return v <= low ? int64_t(low) : int64_t(v);
@@ -61,7 +65,12 @@ int64_t truncated(float v) {
 // The bits of an element of TO; the upper word of 64.
 uint bits_at(uint i, out uint upper) {
   upper = 0u;
-  if (TO >= 7u && TO != 8u) {
+  if (TO == 12u) return uint(isnan(float_at(i)));
+  if (TO > 12u) {
+    const uint bits = floatBitsToUint(float_at(i));
+    return uint(((TO - 13u) & 2u) != 0u && bits == 0x7f800000u || ((TO - 13u) & 4u) != 0u && bits == 0xff800000u);
+  }
+  if (TO_TRUTH) {
     const bool set = FROM_FLOAT ? float_at(i) != 0.0 : int_at(i) != 0l;
     return uint(set != (TO == 9u));
   }
@@ -83,8 +92,8 @@ void main() {
       const uint bits = bits_at(min(i, n - 1u), upper);
       if (TO == 4u) {
         if (i < n) { y[2u * i] = bits; y[2u * i + 1u] = upper; }
-      } else if (TO == 1u || TO == 2u) {
-        word = (e & 1u) == 0u ? bits : word | bits << 16;
+      } else if (TO_HALF) {
+        word = (e & 1u) == 0u ? bits & 0xffffu : word | bits << 16;
         if ((e & 1u) == 1u) y[group * 2u + e / 2u] = word;
       } else if (TO == 0u || TO == 3u || TO == 8u) {
         if (i < n) y[i] = bits;

@@ -121,6 +121,63 @@ pub(crate) fn binary_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
     fits.then_some((kind, code))
 }
 
+/// What `integers.glsl` knows an integer dtype by: its bytes, plus 16 where it has a sign.
+pub(crate) fn integer_kind(dtype: DType) -> Option<u32> {
+    Some(match dtype {
+        DType::U8 | DType::Bool => 1,
+        DType::U16 => 2,
+        DType::U32 => 4,
+        DType::U64 => 8,
+        DType::I8 => 17,
+        DType::I16 => 18,
+        DType::I32 => 20,
+        DType::I64 => 24,
+        _ => return None,
+    })
+}
+
+/// The dtype and the function as `binary_integer.comp` has them; `None` where it does not know them.
+pub(crate) fn integer_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
+    let kind = integer_kind(dtype)?;
+    let code = match op {
+        Binary::Add => 0,
+        Binary::Sub => 1,
+        Binary::Mul => 2,
+        Binary::Div => 3,
+        Binary::Max => 4,
+        Binary::Min => 5,
+        Binary::Pow => 6,
+        Binary::Mod => 7,
+        Binary::PRelu => 8,
+        Binary::Fmod => 9,
+        Binary::BitwiseAnd => 10,
+        Binary::BitwiseOr => 11,
+        Binary::BitwiseXor => 12,
+        Binary::ShiftLeft => 13,
+        Binary::ShiftRight => 14,
+        Binary::Equal => 16,
+        Binary::Less => 17,
+        Binary::LessOrEqual => 18,
+        Binary::Greater => 19,
+        Binary::GreaterOrEqual => 20,
+        Binary::And | Binary::Or | Binary::Xor => return None,
+    };
+    Some((kind, code))
+}
+
+/// The same for a function of one operand.
+pub(crate) fn integer_function(op: Unary, dtype: DType) -> Option<(u32, u32)> {
+    let code = match op {
+        Unary::Neg => 32,
+        Unary::Abs => 33,
+        Unary::Sign => 34,
+        Unary::Relu => 35,
+        Unary::BitwiseNot => 36,
+        _ => return None,
+    };
+    Some((integer_kind(dtype)?, code))
+}
+
 /// A dtype's number in `cast.comp`.
 pub(crate) fn cast_code(dtype: DType) -> Option<u32> {
     Some(match dtype {
@@ -133,9 +190,20 @@ pub(crate) fn cast_code(dtype: DType) -> Option<u32> {
         DType::I8 => 6,
         DType::Bool => 7,
         DType::U32 => 8,
+        DType::U16 => 10,
+        DType::I16 => 11,
         _ => return None,
     })
 }
 
-/// The negation of bool in `cast.comp`.
-pub(crate) const CAST_NOT: u32 = 9;
+/// The number in `cast.comp` of a function that gives bool, and the dtype that it takes.
+pub(crate) fn truth_code(op: Unary) -> Option<(DType, u32)> {
+    Some(match op {
+        Unary::Not => (DType::Bool, 9),
+        Unary::IsNan => (DType::F32, 12),
+        Unary::IsInf { negative, positive } => {
+            (DType::F32, 13 + (u32::from(positive) << 1) + (u32::from(negative) << 2))
+        }
+        _ => return None,
+    })
+}

@@ -14,7 +14,7 @@ use crate::barrier::{Touched, barriers};
 use crate::compile::Compiled;
 use crate::plan::{Memory, place, touched};
 use crate::session::GpuSession;
-use crate::step::{Grid, STATUS_WORDS};
+use crate::step::{DIVIDED_BY_ZERO, Grid, STATUS_WORDS};
 use crate::vk::{Command, DeviceBuffer, Gpu, Groups, HostBuffer, Recorded, Region, record};
 use crate::weights::GpuWeights;
 
@@ -322,6 +322,9 @@ impl GpuProgram {
             |i: usize| bytes[4 * i..4 * i + 4].iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
         if word(0) == 0 {
             return Ok(());
+        }
+        if word(0) == DIVIDED_BY_ZERO {
+            return Err(OpError::Shape("an integer is divided by zero".into()).into());
         }
         let index = (u64::from(word(2)) << 32 | u64::from(word(1))).cast_signed();
         Err(OpError::Index { what: "rows to gather", index, len: word(3) as usize }.into())

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 /// Words before the first value: the status that kernels tell the host something by, and room to the alignment of a binding.
 pub(crate) const STATUS_WORDS: usize = 64;
+/// The status of a kernel that was to divide an integer by zero; any other that is not 0 is of an index.
+pub(crate) const DIVIDED_BY_ZERO: u32 = 2;
 /// Set in a push constant that names a word instead of being a number.
 const NAMES_A_WORD: u32 = 1 << 31;
 

@@ -1,19 +1,19 @@
 //! Element-wise functions.
 
 use core_tensor::op::{Binary, Op, Unary};
-use core_tensor::{BackendError, Dim, ValueId};
+use core_tensor::{BackendError, DType, Dim, ValueId};
 
 use super::nodes::known;
 use super::{Compiler, ELEMENT_THREADS, Waiting};
-use crate::elementwise::{CAST_NOT, Function, binary_code, cast_code, gate_code};
-use crate::plan::Dispatch;
+use crate::elementwise::{Function, binary_code, cast_code, gate_code, integer_code, integer_function, truth_code};
+use crate::plan::{Access, Dispatch, Memory};
 use crate::step::product;
 use crate::walk::{MOST_EXTENTS, Walk};
 
 impl Compiler<'_> {
     pub(super) fn unary(&mut self, i: usize, op: Unary) -> Result<(), BackendError> {
         let y = self.graph.nodes()[i].outputs[0];
-        if op != Unary::Not && self.feeds_products(y) && Function::of(op).is_some_and(Function::fuses) {
+        if self.tensor(y)?.0 == DType::F32 && self.feeds_products(y) && Function::of(op).is_some_and(Function::fuses) {
             // What brings it into the tiles of the products applies it on its way.
             self.waiting.insert(y, Waiting::Unary(i));
             return Ok(());
@@ -28,11 +28,15 @@ impl Compiler<'_> {
         let (x, y) = (self.input(node, 0)?, node.outputs[0]);
         self.settle(x)?;
         let (from, count) = (self.memory(x), self.count(y)?);
-        if op == Unary::Not {
-            let of = known(cast_code(core_tensor::DType::Bool))?;
+        if let Some((dtype, code)) = truth_code(op) {
             let to = self.memory(y);
-            self.convert(&node.name, (of, CAST_NOT), &count, from, to);
+            self.convert(&node.name, (known(cast_code(dtype))?, code), &count, from, to);
             return Ok(());
+        }
+        if self.tensor(x)?.0 != DType::F32 {
+            let codes = known(integer_function(op, self.tensor(x)?.0))?;
+            let shape = self.tensor(x)?.1;
+            return self.integers(i, codes, Walk::broadcast(&shape, &[&shape, &shape]), [x, x]);
         }
         let function = known(Function::of(op))?;
         self.in_place(y, x, i);
@@ -78,8 +82,10 @@ impl Compiler<'_> {
         self.settle(b)?;
         let (dtype, a_shape) = self.tensor(a)?;
         let (b_shape, y_shape) = (self.tensor(b)?.1, self.tensor(y)?.1);
-        let (kind, code) = known(binary_code(op, dtype))?;
         let walk = Walk::broadcast(&y_shape, &[&a_shape, &b_shape]);
+        let Some((kind, code)) = binary_code(op, dtype) else {
+            return self.integers(i, known(integer_code(op, dtype))?, walk, [a, b]);
+        };
         let (left, right) = (self.memory(a), self.memory(b));
         // Only one operand can be taken over, whose elements are read where the result's are written; bytes are read and written four at once.
         if a != b && left != right && kind != 3 {
@@ -101,6 +107,33 @@ impl Compiler<'_> {
             .write(3, self.memory(y))
             .push(push)
             .grid(self.linear_grid(&items));
+        self.emit(dispatch);
+        Ok(())
+    }
+
+    /// A function of integers of any size.
+    fn integers(
+        &mut self,
+        i: usize,
+        (kind, code): (u32, u32),
+        walk: Walk,
+        operands: [ValueId; 2],
+    ) -> Result<(), BackendError> {
+        let node = &self.graph.nodes()[i];
+        let y = node.outputs[0];
+        let (dtype, shape) = self.tensor(y)?;
+        let mut push = self.walk_words(&walk);
+        push.insert(1, kind);
+        let mut dispatch = Dispatch::new(&node.name, "binary_integer", ELEMENT_THREADS)
+            .constant(1, code)
+            .constant(2, walk.dims.len() as u32)
+            .write(3, Memory::Value(y))
+            .bind(7, Memory::Status, Access::ReadWrite)
+            .push(push)
+            .grid(self.word_grid(&product(&shape), dtype.packing().1));
+        for (binding, id) in (1..).zip(operands) {
+            dispatch = self.reads(dispatch, binding, id)?;
+        }
         self.emit(dispatch);
         Ok(())
     }

@@ -16,9 +16,12 @@ use crate::weights::{GpuWeights, Matrix, WeightPlan};
 mod attention;
 mod elementwise;
 mod images;
+mod indexing;
+mod integer;
 mod moves;
 mod nodes;
 mod products;
+mod resample;
 mod supports;
 mod tensor_attention;
 

@@ -1,9 +1,10 @@
 //! One node after the other.
 
 use core_tensor::op::{CumSum, Op};
-use core_tensor::{BackendError, ValueId};
+use core_tensor::{BackendError, DType, ValueId};
 
 use super::{Compiler, ELEMENT_THREADS, Waiting, moves};
+use crate::elementwise::integer_kind;
 use crate::plan::{Dispatch, Memory};
 use crate::reduce::{ARG_MAX, LOG_SOFTMAX, SOFTMAX, reduce_code};
 use crate::step::product;
@@ -46,7 +47,8 @@ impl Compiler<'_> {
             Op::Where(_) => self.choose(i)?,
             Op::Softmax(_) => self.reduce(i, SOFTMAX)?,
             Op::LogSoftmax(_) => self.reduce(i, LOG_SOFTMAX)?,
-            Op::Reduce(op) => self.reduce(i, reduce_code(op.kind))?,
+            Op::Reduce(op) if self.tensor(y)?.0 == DType::F32 => self.reduce(i, reduce_code(op.kind))?,
+            Op::Reduce(op) => self.reduce_integers(i, reduce_code(op.kind))?,
             Op::ArgMax(_) => self.reduce(i, ARG_MAX)?,
             Op::CumSum(op) => self.running_sum(i, *op)?,
             Op::TopK(op) => {
@@ -72,6 +74,18 @@ impl Compiler<'_> {
             Op::Conv(op) => self.conv(i, &op.window)?,
             Op::ConvTranspose(op) => self.conv(i, &op.window)?,
             Op::Pool(op) => self.pool(i, op)?,
+            Op::GatherElements(op) => self.gather_elements(i, *op)?,
+            Op::GatherNd(op) => self.gather_nd(i, *op)?,
+            Op::ScatterElements(op) => self.scatter_elements(i, *op)?,
+            Op::ScatterNd(op) => self.scatter_nd(i, op.reduction)?,
+            Op::Trilu(op) => self.trilu(i, *op)?,
+            Op::Range(op) => self.range(i, op)?,
+            Op::Resize(op) => self.resize(i, op)?,
+            Op::GridSample(op) => self.grid_sample(i, *op)?,
+            Op::QuantizeLinear(op) => self.quantize(i, *op)?,
+            Op::DequantizeLinear(op) => self.dequantize(i, *op)?,
+            Op::DynamicQuantizeLinear(_) => self.quantize_by_range(i)?,
+            Op::MatMulInteger(_) => self.mat_mul_integer(i)?,
             _ => {
                 return Err(BackendError::Unsupported {
                     node: node.name.clone(),
@@ -140,6 +154,22 @@ impl Compiler<'_> {
             .write(2, Memory::Value(y))
             .push(words)
             .grid(self.row_grid(&rows));
+        let dispatch = self.reads(dispatch, 1, x)?;
+        self.emit(dispatch);
+        Ok(())
+    }
+
+    fn reduce_integers(&mut self, i: usize, kind: u32) -> Result<(), BackendError> {
+        let node = &self.graph.nodes()[i];
+        let (x, y) = (self.input(node, 0)?, node.outputs[0]);
+        let (rows, n) = self.rows(x)?;
+        let dtype = self.tensor(x)?.0;
+        let words = [self.values.word(&rows), self.values.word(&n), known(integer_kind(dtype))?, kind];
+        // As many threads as there are rows at most: few, of which each goes on for long.
+        let groups = crate::step::least(rows.div_ceil(64.into()), self.gpu.limits().max_groups as usize);
+        let grid = self.values.grid([groups, 1.into(), 1.into()]);
+        let dispatch =
+            Dispatch::new(&node.name, "reduce_integer", 64).write(2, Memory::Value(y)).push(words).grid(grid);
         let dispatch = self.reads(dispatch, 1, x)?;
         self.emit(dispatch);
         Ok(())

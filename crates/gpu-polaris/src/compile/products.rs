@@ -304,7 +304,7 @@ impl Compiler<'_> {
     }
 
     /// Where the matrices of an operand lie, as many as the result has or one, and how many these are.
-    fn spread(
+    pub(super) fn spread(
         &mut self,
         name: &str,
         id: ValueId,

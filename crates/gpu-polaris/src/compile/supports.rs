@@ -1,12 +1,15 @@
 //! What there are kernels for.
 
-use core_tensor::op::{Op, PoolKind, Unary, Window};
+use core_tensor::op::{Op, PoolKind, ReduceKind, Window};
 use core_tensor::{BlockFormat, DType, Dim, Graph, Node, StateId, ValueId, ValueType};
 
 use super::images;
 use super::moves::{MOST_EXTENTS, moves_words};
+use super::{indexing, integer, resample};
 use crate::analysis::{is_matrix, is_table};
-use crate::elementwise::{Function, binary_code, cast_code, gate_code};
+use crate::elementwise::{
+    Function, binary_code, cast_code, gate_code, integer_code, integer_function, integer_kind, truth_code,
+};
 use crate::filters::{Filter, FilterKey};
 use crate::layout::BLOCK;
 use crate::weights::Matrix;
@@ -108,8 +111,9 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
         }
         Op::Binary(op) => {
             let (dtype, a) = tensor(0).ok_or("no tensor")?;
-            let code = binary_code(*op, dtype);
-            code.ok_or_else(|| format!("no kernel knows the function of {dtype}"))?;
+            if binary_code(*op, dtype).is_none() && integer_code(*op, dtype).is_none() {
+                return Err(format!("no kernel knows the function of {dtype}"));
+            }
             walks(a.len().max(tensor(1).map_or(0, |(_, b)| b.len())))
         }
         Op::Where(_) => {
@@ -139,13 +143,20 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             }
         }
         Op::RmsNormalization(_) | Op::LayerNormalization(_) | Op::GroupNormalization(_) => f32s(0),
-        Op::Unary(Unary::Not) => Ok(()),
-        Op::Unary(op) => {
-            f32s(0)?;
-            known(Function::of(*op))
-        }
+        Op::Unary(op) => match tensor(0) {
+            Some((dtype, _)) if truth_code(*op).is_some_and(|(from, _)| from == dtype) => Ok(()),
+            Some((dtype, _)) if integer_function(*op, dtype).is_some() => Ok(()),
+            _ => {
+                f32s(0)?;
+                known(Function::of(*op))
+            }
+        },
         Op::GatedActivation(op) => known(gate_code(op.activation)),
-        Op::Reduce(_) | Op::Softmax(_) | Op::LogSoftmax(_) | Op::ArgMax(_) | Op::CumSum(_) => f32s(0),
+        Op::Reduce(op) => match tensor(0) {
+            Some((dtype, _)) if integer_kind(dtype).is_some() => reduces_integers(op.kind),
+            _ => f32s(0),
+        },
+        Op::Softmax(_) | Op::LogSoftmax(_) | Op::ArgMax(_) | Op::CumSum(_) => f32s(0),
         Op::Cast(op) => match tensor(0) {
             Some((from, _)) if cast_code(from).is_some() && cast_code(op.to).is_some() => Ok(()),
             Some((from, _)) => Err(format!("no kernel converts {from} to {}", op.to)),
@@ -168,8 +179,30 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
                 Err(format!("kernels find {} at most", crate::reduce::LARGEST_K))
             }
         }
+        Op::GatherElements(_)
+        | Op::GatherNd(_)
+        | Op::ScatterElements(_)
+        | Op::ScatterNd(_)
+        | Op::Trilu(_)
+        | Op::Range(_) => indexing::supports(graph, node),
+        Op::Resize(op) => resample::resizes(op, tensor(0).ok_or("no tensor")?.0),
+        Op::GridSample(_) => {
+            f32s(0)?;
+            resample::samples(tensor(0).map_or(0, |(_, shape)| shape.len()))
+        }
+        Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) | Op::MatMulInteger(_) => {
+            integer::supports(graph, node)
+        }
         Op::Custom(_) => Err("a user's operator runs on the processor".into()),
         _ => Err("there is no kernel for it".into()),
+    }
+}
+
+/// Whether integers are reduced that way.
+fn reduces_integers(kind: ReduceKind) -> Result<(), String> {
+    match kind {
+        ReduceKind::L2 | ReduceKind::LogSum | ReduceKind::LogSumExp => Err("roots and logarithms are of floats".into()),
+        _ => Ok(()),
     }
 }
 

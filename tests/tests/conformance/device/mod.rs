@@ -3,6 +3,9 @@
 mod attention;
 mod elements;
 mod images;
+mod indexing;
+mod integer;
 mod models;
 mod moves;
 mod products;
+mod resample;
