@@ -296,3 +296,33 @@ fn nets_of_bytes_with_pooling_and_residuals_agree() {
         Case::new(net.graph, Bindings::new(), vec![step]).exact().check();
     }
 }
+
+/// The other summand is an image in one form or the other, and read elsewhere, too.
+#[test]
+fn a_residual_after_a_convolution_of_bytes_is_added() {
+    for (seed, blocked) in [false, true].into_iter().enumerate() {
+        let mut net = Net { graph: Graph::new("block"), random: Random::new(60 + seed as u64) };
+        let mut x = net.graph.input("x", DType::F32, &dims(&[2, 16, 9, 8]));
+        let same = Form {
+            kernel: &[3, 3],
+            strides: &[1, 1],
+            dilations: &[1, 1],
+            pads: [&[1, 1], &[1, 1]],
+            channels: [16, 16],
+            groups: 1,
+            image: &[],
+        };
+        if blocked {
+            let q = net.quantize(x, DType::U8);
+            x = net.conv(&same, q, false, true);
+        }
+        let q = net.quantize(x, DType::U8);
+        let y = net.conv(&same, q, false, false);
+        let sum = net.graph.add("sum", Op::Binary(Binary::Add), &[y, x]).expect("a sum");
+        let y = net.graph.add("function", Op::Unary(Unary::Relu), &[sum]).expect("a function");
+        net.graph.output(y);
+        net.graph.output(x);
+        let step = vec![net.random.scaled_f32(&[2, 16, 9, 8], 90.0)];
+        Case::new(net.graph, Bindings::new(), vec![step]).check();
+    }
+}

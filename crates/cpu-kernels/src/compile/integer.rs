@@ -384,7 +384,8 @@ impl Compiler<'_> {
         used.extend(node.inputs.iter().flatten());
         let target = match self.take_quantize(y) {
             Some(target) => target,
-            None if activation.is_none() => {
+            // (Convolutions write images, which have no residual.)
+            None if activation.is_none() && !image => {
                 self.take_residual(y, i, &used).map_or(Target::Store(y), Target::Accumulate)
             }
             None => Target::Store(y),
