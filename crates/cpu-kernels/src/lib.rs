@@ -42,6 +42,7 @@ mod linear;
 mod math;
 pub mod matmul;
 mod norm;
+mod pad;
 mod pool;
 mod product;
 mod program;

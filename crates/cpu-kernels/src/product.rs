@@ -55,6 +55,9 @@ impl Step for TensorProduct {
         if count * m * n == 0 {
             return;
         }
+        if m <= FEW_ROWS {
+            return self.few_rows(cx, [count, m, n, k]);
+        }
         let (most_rows, most_groups) = blocks(m, n, k);
         // Few matrices are cut into as many parts as keep all threads busy.
         let parts = (4 * cx.worker.count).div_ceil(count);
@@ -83,6 +86,134 @@ impl Step for TensorProduct {
                 let out = Output::new(y.wrapping_add(column), n);
                 // SAFETY: the panels hold these columns; the rows of y are this thread's.
                 unsafe { multiply_panels(cx.level, panels, width, &view, out) };
+            }
+        }
+    }
+}
+
+impl TensorProduct {
+    /// Few rows of A: B is read once, and packing it would cost more than the products.
+    fn few_rows(&self, cx: &RunContext<'_>, [count, m, n, k]: [usize; 4]) {
+        let (a, b, y) = (cx.view(self.a), cx.view(self.b), cx.view(self.y));
+        let batch = |shape: &[usize]| shape.len() - 2;
+        let chunks = n.div_ceil(FEW_COLUMNS);
+        while let Some(unit) = cx.claim(self.counter, count * chunks) {
+            let (matrix, column) = (unit / chunks, unit % chunks * FEW_COLUMNS);
+            let outer = &y.shape[..batch(y.shape)];
+            cx.level.run(FewRows {
+                a: a.f32().wrapping_add(place(matrix, outer, &a.shape[..batch(a.shape)]) * m * k),
+                b: b.f32().wrapping_add(place(matrix, outer, &b.shape[..batch(b.shape)]) * n * k),
+                y: y.f32().wrapping_add(matrix * m * n),
+                m,
+                n,
+                k,
+                columns: column..(column + FEW_COLUMNS).min(n),
+                transposed: self.transpose_b,
+            });
+        }
+    }
+}
+
+/// Rows up to which columns are not packed.
+const FEW_ROWS: usize = 4;
+/// Columns of a unit of work of few rows: runs of B long enough for the memory.
+const FEW_COLUMNS: usize = 128;
+
+/// Some columns of a product of few rows.
+struct FewRows {
+    a: *const f32,
+    b: *const f32,
+    y: *mut f32,
+    m: usize,
+    n: usize,
+    k: usize,
+    columns: std::ops::Range<usize>,
+    transposed: bool,
+}
+
+impl Kernel for FewRows {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the operands have these extents, and the columns are this thread's.
+        unsafe {
+            match self.m {
+                1 => self.rows::<S, 1>(s),
+                2 => self.rows::<S, 2>(s),
+                3 => self.rows::<S, 3>(s),
+                _ => self.rows::<S, 4>(s),
+            }
+        }
+    }
+}
+
+impl FewRows {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize>(&self, s: S) {
+        // SAFETY: the caller's.
+        unsafe {
+            if self.transposed {
+                for column in self.columns.clone() {
+                    let b = self.b.add(column * self.k);
+                    let mut acc = [[s.f_splat(0.0); 2]; M];
+                    for i in (0..self.k).step_by(2 * S::LANES) {
+                        for half in 0..2 {
+                            let at = i + half * S::LANES;
+                            let n = self.k.saturating_sub(at).min(S::LANES);
+                            if n > 0 {
+                                let whole = n == S::LANES;
+                                let load = |p: *const f32| if whole { s.f_load(p) } else { s.f_load_first(p, n) };
+                                let b = load(b.add(at));
+                                for (row, acc) in acc.iter_mut().enumerate() {
+                                    acc[half] = s.f_fma(load(self.a.add(row * self.k + at)), b, acc[half]);
+                                }
+                            }
+                        }
+                    }
+                    for (row, acc) in acc.iter().enumerate() {
+                        *self.y.add(row * self.n + column) = s.f_reduce_add(s.f_add(acc[0], acc[1]));
+                    }
+                }
+                return;
+            }
+            let mut column = self.columns.start;
+            while column + 4 * S::LANES <= self.columns.end {
+                self.tile::<S, M, 4>(s, column, S::LANES);
+                column += 4 * S::LANES;
+            }
+            while column < self.columns.end {
+                let n = (self.columns.end - column).min(S::LANES);
+                self.tile::<S, M, 1>(s, column, n);
+                column += n;
+            }
+        }
+    }
+
+    /// `V` vectors of columns, the last of which has `last` that count.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const V: usize>(&self, s: S, column: usize, last: usize) {
+        let mut acc = [[s.f_splat(0.0); V]; M];
+        let count = |v: usize| if v + 1 == V { last } else { S::LANES };
+        // SAFETY: the caller's.
+        unsafe {
+            for i in 0..self.k {
+                let b = self.b.add(i * self.n + column);
+                let b: [S::F; V] = std::array::from_fn(|v| {
+                    let b = b.add(v * S::LANES);
+                    if count(v) == S::LANES { s.f_load(b) } else { s.f_load_first(b, count(v)) }
+                });
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    let a = s.f_broadcast(self.a.add(row * self.k + i));
+                    for v in 0..V {
+                        acc[v] = s.f_fma(a, b[v], acc[v]);
+                    }
+                }
+            }
+            for (row, acc) in acc.iter().enumerate() {
+                for v in 0..V {
+                    s.f_store_first(self.y.add(row * self.n + column + v * S::LANES), acc[v], count(v));
+                }
             }
         }
     }

@@ -41,14 +41,23 @@ impl Step for Move {
                 let y = cx.view(*y);
                 let inner: usize = y.shape[axis + 1..].iter().product::<usize>() * size;
                 let outer: usize = y.shape[..*axis].iter().product();
-                for i in cx.worker.share(outer) {
-                    let mut to = i * y.shape[*axis] * inner;
+                // Bytes of the result, wherever they come from, in equal shares.
+                let row = y.shape[*axis] * inner;
+                let mut share = cx.worker.share(outer * row);
+                while !share.is_empty() {
+                    let (i, mut first) = (share.start / row, 0);
                     for x in xs {
                         let x = cx.view(*x);
                         let run = x.shape[*axis] * inner;
-                        copy(x.ptr.wrapping_add(i * run), y.ptr.wrapping_add(to), run);
-                        to += run;
+                        let at = i * row + first;
+                        let part = share.start.max(at)..share.end.min(at + run);
+                        if !part.is_empty() {
+                            let from = x.ptr.wrapping_add(i * run + part.start - at);
+                            copy(from, y.ptr.wrapping_add(part.start), part.len());
+                        }
+                        first += run;
                     }
+                    share.start = ((i + 1) * row).min(share.end);
                 }
             }
         }

@@ -152,6 +152,27 @@ fn images_of_few_channels_agree() {
 }
 
 #[test]
+fn few_outputs_of_wide_images_agree() {
+    let mut seed = 40;
+    for output in [1, 2, 3, 4, 5, 8] {
+        for shape in [
+            Shape::new(8, output, 5, &[9, 70]).batch(2),
+            Shape::new(3, output, 3, &[12, 201]).stride(&[2, 3]).dilated(&[1, 2]),
+            Shape::new(20, output, 3, &[70, 50]).pads(&[0, 2], &[1, 0]),
+            Shape::new(1, output, 31, &[2500]).stride(&[2]),
+        ] {
+            seed += 1;
+            shape.case(seed).check();
+        }
+    }
+    for op in [Unary::Relu, Unary::Sigmoid, Unary::Clip { min: Scalar::new(-0.1), max: Scalar::new(0.2) }] {
+        Shape::new(6, 2, 3, &[5, 60])
+            .case_of(39, DType::F16, |graph, y| graph.add("function", Op::Unary(op), &[y]).expect("a function"))
+            .check();
+    }
+}
+
+#[test]
 fn one_spatial_extent_agrees() {
     let shapes = [
         Shape::new(20, 40, 3, &[50]).stride(&[2]),

@@ -127,7 +127,10 @@ fn rows_of_dequantized_tables_agree_and_the_table_may_be_read_otherwise_too() {
 
 #[test]
 fn products_of_computed_matrices_of_any_broadcast_agree() {
-    let cases: [(&[usize], &[usize]); 6] = [
+    let cases: [(&[usize], &[usize]); 9] = [
+        (&[2, 3, 2, 65], &[3, 65, 90]),
+        (&[3, 33], &[33, 270]),
+        (&[4, 19], &[5, 19, 64]),
         (&[5, 7], &[7, 9]),
         (&[2, 3, 40, 33], &[2, 3, 33, 50]),
         (&[2, 1, 13, 8], &[3, 8, 17]),

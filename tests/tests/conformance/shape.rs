@@ -1,6 +1,6 @@
 //! Operators that move elements, and casts.
 
-use core_tensor::op::{Cast, Concat, Op, Reshape, Slice, Transpose};
+use core_tensor::op::{Cast, Concat, Op, Pad, PadMode, Reshape, Slice, Transpose};
 use core_tensor::{Bindings, DType, Dim, Graph, Tensor, ValueId};
 use proptest::prelude::*;
 
@@ -116,5 +116,40 @@ proptest! {
         let y = graph.add("y", Op::Transpose(Transpose { perm }), &[x]).expect("a permutation");
         graph.output(y);
         Case::new(graph, Bindings::new(), vec![vec![Random::new(seed).f32(&extents)]]).exact().check();
+    }
+}
+
+#[test]
+fn elements_before_and_after_extents_are_exact_in_every_mode() {
+    for (i, dtype) in DTYPES.into_iter().enumerate() {
+        let mut random = Random::new(80 + i as u64);
+        let mut graph = Graph::new("pads");
+        let n = || Dim::sym("n");
+        let x = graph.input("x", dtype, &[2.into(), n(), 5.into()]);
+        let constant = graph.input("constant", dtype, &[]);
+        let none = || (Dim::Num(0), Dim::Num(0));
+        let pads = [
+            vec![none(), none(), (Dim::Num(2), Dim::Num(3))],
+            vec![none(), (Dim::Num(1), Dim::Num(2)), (Dim::Num(4), Dim::Num(0))],
+            vec![(Dim::Num(1), Dim::Num(1)), (Dim::Num(0), Dim::Num(1)), none()],
+        ];
+        for pads in pads {
+            for mode in [PadMode::Constant, PadMode::Edge, PadMode::Reflect, PadMode::Wrap] {
+                // An extent is reflected at most to its other end.
+                if pads[0].0 != Dim::Num(0) && mode == PadMode::Wrap {
+                    continue;
+                }
+                let y = graph.add("pad", Op::Pad(Pad { pads: pads.clone(), mode }), &[x]).expect("pads");
+                graph.output(y);
+            }
+            let op = Op::Pad(Pad {
+                pads: vec![(n(), Dim::Num(1)), pads[1].clone(), pads[2].clone()],
+                mode: PadMode::Constant,
+            });
+            let y = graph.add("pad", op, &[x, constant]).expect("pads");
+            graph.output(y);
+        }
+        let steps = [4, 3].map(|n| vec![random.stored(dtype, &[2, n, 5]), random.stored(dtype, &[])]);
+        Case::new(graph, Bindings::new().with("n", 4), steps.into()).exact().check();
     }
 }

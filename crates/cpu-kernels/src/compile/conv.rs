@@ -12,6 +12,7 @@ use crate::conv::geometry::{Geometry, Plane};
 use crate::conv::group_norm::GroupNorm;
 use crate::conv::image::{Blocked, Extent, Reorder};
 use crate::conv::packing::{ConvId, Form};
+use crate::conv::planar::{self, PlanarStep};
 use crate::conv::pointwise::{CombineImages, JoinChannels, MapImage, Operand, ReducePixels};
 use crate::conv::tile::Activation;
 use crate::conv::winograd::{self, WinogradStep};
@@ -54,6 +55,8 @@ pub(crate) fn conv_id(graph: &Graph, node: &Node) -> Option<ConvId> {
         Form::Tiles
     } else if shape[1] == 1 && shape[0] == geometry.groups && geometry.groups > 1 {
         Form::Depthwise
+    } else if planar::pays(&geometry, channels, shape[0], x.last().and_then(Dim::as_num)) {
+        Form::Planar
     } else if geometry.groups == 1 && channels <= FEW_CHANNELS && channels * geometry.plane.taps() <= MAX_ROW_PRODUCTS {
         Form::Rows
     } else if winograd_pays(&geometry, x, shape) {
@@ -294,6 +297,9 @@ impl Compiler<'_> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
         let bias = node.inputs.get(2).copied().flatten();
+        if weight.form == Form::Planar {
+            return self.planar(x, bias, node.outputs[0], weight);
+        }
         let source = if weight.form == Form::Rows {
             self.plain(x);
             Source::Plain(x)
@@ -342,6 +348,21 @@ impl Compiler<'_> {
                 self.last_writes(Memory::Scratch(scratch));
             }
         }
+        Ok(())
+    }
+
+    /// A convolution of a plain image to a plain one.
+    fn planar(&mut self, x: ValueId, bias: Option<ValueId>, y: ValueId, weight: ConvId) -> Result<(), BackendError> {
+        let (y, post) = self.image_activation(y);
+        let columns = self.extent_at_bounds(y)?.width;
+        let channels = self.extent_at_bounds(x)?.channels;
+        let floats = planar::scratch_floats(&weight.geometry.plane, channels, columns);
+        let scratch = self.scratch("split rows", 4 * floats * self.threads);
+        let counter = self.counter();
+        let finish = Finish { bias, pre: Activation::None, residual: None, post };
+        let reads: Vec<ValueId> = [x].into_iter().chain(bias).collect();
+        self.draft(PlanarStep { weight, x, y, finish, scratch, counter }, &reads, &[y], Deal::Own);
+        self.last_writes(Memory::Scratch(scratch));
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use crate::elementwise::{BinaryStep, Gated, TypedStep, UnaryStep, converts, has_
 use crate::gather::GatherRows;
 use crate::matmul::ActivationKind;
 use crate::norm::NormRows;
+use crate::pad::PadStep;
 use crate::product::TensorProduct;
 use crate::program::{CpuProgram, CpuWeightsHandle, Extents, Step};
 use crate::reduce::{ReduceRows, RowKind, TopKRows};
@@ -162,6 +163,10 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
         Op::Softmax(_) | Op::Reduce(_) | Op::ArgMax(_) | Op::TopK(_) => f32(0),
         Op::Reshape(_) => node.inputs.len() == 1,
         Op::Slice(_) => true,
+        Op::Pad(_) => {
+            let one = |(_, shape): (DType, &[Dim])| shape.iter().all(|dim| *dim == Dim::Num(1));
+            tensor(0).is_some_and(|(dtype, _)| dtype.packing().0 == 1) && tensor(1).is_none_or(one)
+        }
         Op::QuantizeLinear(_) | Op::DequantizeLinear(_) | Op::DynamicQuantizeLinear(_) => {
             integer::converts_bytes(graph, node)
         }
@@ -504,6 +509,14 @@ impl Compiler<'_> {
             Op::Slice(op) => {
                 let axis = self.axis(self.input(node, 0)?, op.axis);
                 self.strided(node, Layout::Slice { axis, start: op.start.clone(), step: op.step })?;
+            }
+            Op::Pad(op) => {
+                let x = self.input(node, 0)?;
+                let constant = node.inputs.get(1).copied().flatten();
+                let before = op.pads.iter().map(|(before, _)| before.clone()).collect();
+                let step = PadStep { x, constant, y, before, mode: op.mode, size: self.element_bytes(x) };
+                let reads: Vec<ValueId> = [x].into_iter().chain(constant).collect();
+                self.draft(step, &reads, &[y], Deal::Own);
             }
             Op::Expand(_) => self.strided(node, Layout::Expand)?,
             Op::Where(_) => {

@@ -16,6 +16,7 @@ pub(crate) mod geometry;
 pub(crate) mod group_norm;
 pub(crate) mod image;
 pub(crate) mod packing;
+pub(crate) mod planar;
 pub(crate) mod pointwise;
 mod rows;
 pub(crate) mod tile;

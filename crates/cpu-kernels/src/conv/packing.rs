@@ -12,6 +12,8 @@ pub(crate) enum Form {
     Tiles,
     /// Register tiles over activations packed from a plain image of few channels.
     Rows,
+    /// Pixels across the lanes, from a plain image to a plain one of few channels.
+    Planar,
     /// One channel each.
     Depthwise,
     /// Winograd's transformation with tiles of 4 × 4 results, F(4 × 4, 3 × 3).
@@ -109,7 +111,7 @@ impl PackedConv {
                     Form::Depthwise => {
                         (0..taps).for_each(|tap| packed[block.at + tap * BLOCK + lane] = element(o, o, tap));
                     }
-                    Form::Rows => {
+                    Form::Rows | Form::Planar => {
                         for c in seen {
                             for tap in 0..taps {
                                 packed[block.at + (c * taps + tap) * BLOCK + lane] = element(o, c, tap);
