@@ -4,6 +4,7 @@
 
 mod attention;
 mod backends;
+mod chains;
 mod compare;
 mod conv;
 mod custom;

@@ -240,7 +240,8 @@ impl Compiler<'_> {
             .value_ids()
             .filter(|v| self.root[v.index()] == root)
             .all(|v| self.readers[v.index()].iter().all(|r| *r == reader || (*r < i && !self.waits(*r))));
-        let written = self.graph.nodes()[..i].iter().any(|node| node.outputs.contains(&residual));
+        let made = self.graph.nodes()[..i].iter().position(|node| node.outputs.contains(&residual));
+        let written = made.is_some_and(|made| !self.deferred.contains(&made));
         let apart = used.iter().all(|id| self.root[id.index()] != root);
         if !(same && free && written && apart && self.is_arena(residual)) {
             return None;
@@ -250,8 +251,11 @@ impl Compiler<'_> {
         Some(sum)
     }
 
-    /// Whether a node is a normalization that some later linear step has still to compute.
+    /// Whether a node is left to a later step: a normalization to a linear one, an element-wise operator to the last of its chain.
     pub(super) fn waits(&self, node: usize) -> bool {
+        if self.deferred.contains(&node) {
+            return true;
+        }
         let Some(node) = self.graph.nodes().get(node) else { return true };
         let y = node.outputs[0];
         self.norm(node).is_some()

@@ -433,7 +433,7 @@ impl Compiler<'_> {
     }
 
     /// The image of bytes, pixel by pixel, that a value is in its other form; made if there is none yet.
-    fn pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
+    pub(super) fn pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
         if let Some(scratch) = self.blocked.get(&id) {
             return Ok(self.pixels_at(id, *scratch));
         }
@@ -449,7 +449,7 @@ impl Compiler<'_> {
     }
 
     /// Room for the bytes of an image pixel by pixel, which are then its only form.
-    fn new_pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
+    pub(super) fn new_pixels(&mut self, id: ValueId) -> Result<Pixels, BackendError> {
         let bytes = image_bytes(&self.extent_at_bounds(id)?);
         let name = format!("{} by pixels", self.graph.value(id).name);
         let scratch = self.scratch(&name, bytes);

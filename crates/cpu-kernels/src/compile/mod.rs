@@ -24,6 +24,7 @@ use crate::strided::{Layout, Strided};
 use crate::threads::ThreadPool;
 use crate::weights::CpuWeights;
 
+mod chain;
 mod conv;
 mod fusion;
 mod integer;
@@ -93,6 +94,8 @@ struct Compiler<'a> {
     root: Vec<ValueId>,
     /// Nodes that a fused step has taken over.
     taken: HashSet<usize>,
+    /// Element-wise nodes that the last of their chain computes.
+    deferred: HashSet<usize>,
     /// What turns the sums of each product of bytes into floats.
     chains: HashMap<usize, integer::Chain>,
     drafts: Vec<Draft>,
@@ -225,6 +228,7 @@ pub(crate) fn compile(
         readers,
         root: graph.value_ids().collect(),
         taken: dequantizing_nodes(graph).into_iter().chain(spare).collect(),
+        deferred: HashSet::new(),
         chains,
         drafts: Vec::new(),
         blocked: HashMap::new(),
@@ -238,6 +242,8 @@ pub(crate) fn compile(
             compiler.node(i)?;
         }
     }
+    // Each was left to a node that computed it, or had it computed.
+    debug_assert!(compiler.deferred.is_empty(), "nodes {:?} are computed by nobody", compiler.deferred);
     graph.outputs().iter().for_each(|id| compiler.plain(*id));
     let Compiler { root, drafts, scratch, counters, .. } = compiler;
     let (steps, places, plan) = schedule(graph, bounds, &root, drafts, &scratch)?;
@@ -365,7 +371,22 @@ impl Compiler<'_> {
     fn node(&mut self, i: usize) -> Result<(), BackendError> {
         let graph = self.graph;
         let node = &graph.nodes()[i];
+        // What images in blocks of channels have kernels for stays there.
+        let blocked = |id: &ValueId| self.unplain.contains(id) && !self.is_byte_image(*id);
+        if !node.inputs.iter().flatten().any(blocked) && self.chain_node(i)? {
+            return Ok(());
+        }
+        self.node_alone(i)
+    }
+
+    /// A node that is no part of a chain.
+    fn node_alone(&mut self, i: usize) -> Result<(), BackendError> {
+        let graph = self.graph;
+        let node = &graph.nodes()[i];
         let y = node.outputs[0];
+        for id in node.inputs.iter().flatten() {
+            self.materialize(*id)?;
+        }
         if self.image_node(i)? {
             return Ok(());
         }

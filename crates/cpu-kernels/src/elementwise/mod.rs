@@ -1,5 +1,6 @@
 //! Element-wise operators.
 
+pub(crate) mod fused;
 mod typed;
 
 use core_tensor::ValueId;
@@ -198,14 +199,15 @@ fn operand(shape: &[usize], result: &[usize], row: usize) -> (usize, bool) {
     (at, *cols != 1 || result.last() == Some(&1))
 }
 
-struct BinaryRun {
-    op: Binary,
-    a: *const f32,
-    a_step: bool,
-    b: *const f32,
-    b_step: bool,
-    y: *mut f32,
-    n: usize,
+/// A run of `op(a, b)`; an operand that does not advance is one element.
+pub(crate) struct BinaryRun {
+    pub(crate) op: Binary,
+    pub(crate) a: *const f32,
+    pub(crate) a_step: bool,
+    pub(crate) b: *const f32,
+    pub(crate) b_step: bool,
+    pub(crate) y: *mut f32,
+    pub(crate) n: usize,
 }
 
 impl Kernel for BinaryRun {

@@ -205,13 +205,14 @@ impl Step for Dequantize {
     }
 }
 
-struct DequantizeRun {
-    x: *const u8,
-    y: *mut f32,
-    n: usize,
-    scale: f32,
-    zero: i32,
-    signed: bool,
+/// A run of bytes with one scale.
+pub(crate) struct DequantizeRun {
+    pub(crate) x: *const u8,
+    pub(crate) y: *mut f32,
+    pub(crate) n: usize,
+    pub(crate) scale: f32,
+    pub(crate) zero: i32,
+    pub(crate) signed: bool,
 }
 
 impl Kernel for DequantizeRun {
