@@ -138,6 +138,17 @@ impl Compiler<'_> {
         Ok(())
     }
 
+    /// Rows of bytes by their numbers, which are tuples of one index.
+    pub(super) fn gather_rows(&mut self, i: usize, data: &[Dim]) -> Result<(), BackendError> {
+        let (named, rest) = data.split_first().ok_or(BackendError::Mismatch("indices and graph"))?;
+        let count = self.count(self.input(&self.graph.nodes()[i], 1)?)?;
+        let words = [self.values.word(&product(rest)), self.values.word(&count.max(1.into())), 1];
+        let dims = self.words(std::slice::from_ref(named), MOST_EXTENTS, 1);
+        let dispatch = self.indexed(i, "gather_nd")?;
+        self.emit(dispatch.push(words).push(dims));
+        Ok(())
+    }
+
     pub(super) fn scatter_elements(&mut self, i: usize, op: ScatterElements) -> Result<(), BackendError> {
         let (_, indices) = self.tensor(self.input(&self.graph.nodes()[i], 1)?)?;
         let axis = axis(op.axis, indices.len());

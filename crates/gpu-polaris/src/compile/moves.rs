@@ -254,6 +254,9 @@ impl Compiler<'_> {
         }
         let (dtype, shape) = self.tensor(data)?;
         let axis = axis(op.axis, shape.len());
+        if gathers_bytes(dtype) {
+            return self.gather_rows(i, &shape);
+        }
         let (table, per) = match dtype {
             DType::F16 => (1, 1),
             DType::BF16 => (2, 1),
@@ -306,6 +309,11 @@ impl Compiler<'_> {
         self.emit(dispatch);
         Ok(())
     }
+}
+
+/// Whether rows of a dtype are gathered element by element, since they may begin and end within a word.
+pub(super) fn gathers_bytes(dtype: DType) -> bool {
+    matches!(dtype.packing(), (1, 1 | 2)) && !matches!(dtype, DType::F16 | DType::BF16)
 }
 
 /// Whether an operator only looks at its input in another way, and not at elements of a byte that `move.comp` would have to split.

@@ -4,7 +4,7 @@ use core_tensor::op::{Op, PoolKind, ReduceKind, Window};
 use core_tensor::{BlockFormat, DType, Dim, Graph, Node, StateId, ValueId, ValueType};
 
 use super::images;
-use super::moves::{MOST_EXTENTS, moves_words};
+use super::moves::{MOST_EXTENTS, axis, gathers_bytes, moves_words};
 use super::{indexing, integer, resample};
 use crate::analysis::{is_matrix, is_table};
 use crate::elementwise::{
@@ -53,6 +53,7 @@ pub(crate) fn supports(graph: &Graph, node: &Node) -> Result<(), String> {
             (Some(id), Some(_)) if is_table(graph, *op, id) => Ok(()),
             (_, Some((DType::F16 | DType::BF16, _))) => Ok(()),
             (_, Some((dtype, _))) if matches!(dtype.packing(), (1, 4 | 8)) => Ok(()),
+            (_, Some((dtype, shape))) if gathers_bytes(dtype) && axis(op.axis, shape.len()) == 0 => Ok(()),
             (_, Some((dtype, shape))) => {
                 Err(format!("no kernel gathers from a {dtype} table of {} extents", shape.len()))
             }

@@ -40,6 +40,22 @@ fn elements_are_gathered_along_every_extent_by_indices_of_any_shape() {
 }
 
 #[test]
+fn rows_of_bytes_are_gathered_wherever_they_begin() {
+    for dtype in [DType::I8, DType::U8, DType::Bool, DType::I16] {
+        let mut random = Random::new(4);
+        let mut graph = Graph::new("bytes");
+        let at = graph.input("at", DType::I64, &[2.into(), Dim::sym("rows")]);
+        for shape in [&[9][..], &[9, 5], &[9, 3, 8]] {
+            let data = graph.weight("data", random.weight(dtype, shape));
+            let y = graph.add("y", Op::Gather(Gather::rows()), &[data, at]).expect("a gather");
+            graph.output(y);
+        }
+        let steps = [1, 7, 3].map(|rows| vec![indices(&mut random, DType::I64, &[2, rows], 9)]);
+        Case::new(graph, Bindings::new().with("rows", 7), steps.into()).everywhere().exact().check();
+    }
+}
+
+#[test]
 fn rows_of_tables_are_gathered_by_wide_indices() {
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::Block(core_tensor::BlockFormat::Q8_0)] {
         let mut random = Random::new(3);
