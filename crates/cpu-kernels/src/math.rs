@@ -2,7 +2,7 @@
 
 use core_tensor::op::Unary;
 
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 
 /// `e^x` to about 2 ulp for x in −87.3..88.7; clamped outside (Cody and Waite's reduction, a polynomial of degree 6).
 #[inline(always)]
@@ -324,17 +324,17 @@ pub(crate) fn unary<S: Simd>(s: S, op: Unary, x: S::F) -> S::F {
         Unary::Clip { min, max } => s.f_min(s.f_splat(max.get()), s.f_max(s.f_splat(min.get()), x)),
         Unary::LeakyRelu { alpha } => LeakyRelu { alpha: alpha.get() }.of(s, x),
         Unary::HardSwish => HardSwish {}.of(s, x),
-        Unary::HardSigmoid { alpha, beta } => HardSigmoid { alpha: alpha.get(), beta: beta.get() }.of(s, x),
         Unary::Silu => Swish { alpha: 1.0 }.of(s, x),
         Unary::Sigmoid => sigmoid(s, x),
-        Unary::Tanh => tanh(s, x),
-        Unary::Gelu => Gelu {}.of(s, x),
-        Unary::GeluTanh => GeluTanh {}.of(s, x),
-        Unary::GeluQuick => Swish { alpha: 1.702 }.of(s, x),
-        Unary::Elu { alpha } => Elu { alpha: alpha.get() }.of(s, x),
-        Unary::Mish => Mish {}.of(s, x),
-        Unary::Softplus => softplus(s, x),
-        _ => lanes(s, op, x),
+        _ => {
+            let mut lanes = [0.0f32; 16];
+            // SAFETY: no vector has more than 16 lanes.
+            unsafe {
+                s.f_store(lanes.as_mut_ptr(), x);
+                s.call(OneVector { op, lanes: &mut lanes });
+                s.f_load(lanes.as_ptr())
+            }
+        }
     }
 }
 
@@ -383,6 +383,23 @@ macro_rules! with_function {
     }};
 }
 pub(crate) use with_function;
+
+/// A function of the first vector of some lanes: all functions there are, once for each level.
+struct OneVector<'a> {
+    op: Unary,
+    lanes: &'a mut [f32; 16],
+}
+
+impl Kernel for OneVector<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let at = self.lanes.as_mut_ptr();
+        // SAFETY: no vector has more than 16 lanes.
+        unsafe { with_function!(self.op, f => s.f_store(at, f.of(s, s.f_load(at)))) }
+    }
+}
 
 /// The sum of products of two runs of `n` f32.
 ///

@@ -15,6 +15,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
 type F = __m256;
 type I = __m256i;
 
@@ -63,6 +71,12 @@ impl Simd for Avx2 {
     type I = I;
     const LANES: usize = 8;
     const BYTES_ARE_CENTRED: bool = true;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token is proof of the instructions.
+        unsafe { call(kernel) }
+    }
 
     safe! {
         fn f_splat(v: f32) -> F = _mm256_set1_ps(v);

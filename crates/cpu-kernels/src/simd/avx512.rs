@@ -15,6 +15,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline(never)]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
 type F = __m512;
 type I = __m512i;
 
@@ -41,6 +49,12 @@ impl Simd for Avx512 {
     type I = I;
     const LANES: usize = 16;
     const BYTES_ARE_CENTRED: bool = false;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token is proof of the instructions.
+        unsafe { call(kernel) }
+    }
 
     safe! {
         fn f_splat(v: f32) -> F = _mm512_set1_ps(v);

@@ -192,6 +192,8 @@ pub trait Simd: Copy {
     /// bytes they are (the caller corrects by −128 × the sum of the activations), `true` with the 128 taken off.
     const BYTES_ARE_CENTRED: bool;
 
+    /// Runs a kernel as a function of its own: one copy serves all callers, where inlining would give each its own.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
     /// All lanes `v`.
     fn f_splat(self, v: f32) -> Self::F;
     /// `a + b`.

@@ -1,6 +1,6 @@
 //! Plain Rust, four lanes.
 
-use super::Simd;
+use super::{Kernel, Simd};
 use half::{bf16, f16};
 
 /// Proof of nothing: every machine has it.
@@ -20,6 +20,11 @@ impl Simd for Scalar {
     type I = I;
     const LANES: usize = 4;
     const BYTES_ARE_CENTRED: bool = true;
+
+    #[inline(never)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     #[inline(always)]
     fn f_splat(self, v: f32) -> F {

@@ -15,6 +15,14 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Sse41(()))
 }
 
+/// # Safety
+/// As [`run`].
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline(never)]
+unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Sse41(()))
+}
+
 type F = __m128;
 type I = __m128i;
 
@@ -66,6 +74,12 @@ impl Simd for Sse41 {
     type I = I;
     const LANES: usize = 4;
     const BYTES_ARE_CENTRED: bool = true;
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token is proof of the instructions.
+        unsafe { call(kernel) }
+    }
 
     safe! {
         fn f_splat(v: f32) -> F = _mm_set1_ps(v);
