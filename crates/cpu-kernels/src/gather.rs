@@ -6,7 +6,7 @@ use core_tensor::op::OpError;
 use core_tensor::{DType, ValueId};
 
 use crate::compile::QuantizedWeight;
-use crate::program::{RunContext, Step};
+use crate::program::{RunContext, Step, View};
 
 /// Takes rows along one extent, from a table of any weight dtype (along the first) or from a value.
 pub(crate) struct GatherRows {
@@ -43,23 +43,102 @@ impl Step for GatherRows {
         for i in cx.worker.share(outer * count) {
             let out = y.ptr.wrapping_add(i * row_bytes);
             let at = i % count;
-            // SAFETY: the indices are that many, and no step writes them meanwhile.
-            let index = unsafe {
-                if self.wide {
-                    indices.ptr.cast::<i64>().wrapping_add(at).read()
-                } else {
-                    i64::from(indices.ptr.cast::<i32>().wrapping_add(at).read())
-                }
-            };
-            // Negative indices count from the end.
-            let row = if index < 0 { index.checked_add_unsigned(rows as u64) } else { Some(index) };
-            let Some(row) = row.and_then(|row| usize::try_from(row).ok()).filter(|row| *row < rows) else {
-                cx.fail(OpError::Index { what: "rows to gather", index, len: rows });
+            let Some(row) = place(cx, indices, self.wide, at, rows, "rows to gather") else {
                 // SAFETY: row i of y is this thread's and row_len elements long.
                 unsafe { std::ptr::write_bytes(out, 0, row_bytes) };
                 continue;
             };
             self.copy(cx, i / count * rows + row, row_len, out);
+        }
+    }
+}
+
+/// The index `at` as a place among `len`, negative ones from the end; `None`, which fails the run, where it is none.
+fn place(
+    cx: &RunContext<'_>,
+    indices: View<'_>,
+    wide: bool,
+    at: usize,
+    len: usize,
+    what: &'static str,
+) -> Option<usize> {
+    // SAFETY: the caller's `at` is one of the indices, and no step writes them meanwhile.
+    let index = unsafe {
+        if wide {
+            indices.ptr.cast::<i64>().wrapping_add(at).read()
+        } else {
+            i64::from(indices.ptr.cast::<i32>().wrapping_add(at).read())
+        }
+    };
+    let place = if index < 0 { index.checked_add_unsigned(len as u64) } else { Some(index) };
+    let place = place.and_then(|place| usize::try_from(place).ok()).filter(|place| *place < len);
+    if place.is_none() {
+        cx.fail(OpError::Index { what, index, len });
+    }
+    place
+}
+
+/// Takes single elements along one extent.
+pub(crate) struct GatherElementsStep {
+    pub(crate) data: ValueId,
+    pub(crate) indices: ValueId,
+    /// Whether the indices are i64, and not i32.
+    pub(crate) wide: bool,
+    pub(crate) axis: usize,
+    pub(crate) y: ValueId,
+    /// Bytes of an element: 1, 2, 4 or 8.
+    pub(crate) size: usize,
+}
+
+impl Step for GatherElementsStep {
+    fn describe(&self) -> String {
+        format!("GatherElements {} [{}] axis={} -> {}", self.data, self.indices, self.axis, self.y)
+    }
+
+    fn run(&self, cx: &RunContext<'_>) {
+        match self.size {
+            1 => self.elements::<u8>(cx),
+            2 => self.elements::<u16>(cx),
+            4 => self.elements::<u32>(cx),
+            _ => self.elements::<u64>(cx),
+        }
+    }
+}
+
+impl GatherElementsStep {
+    fn elements<T: Copy + Default>(&self, cx: &RunContext<'_>) {
+        let (data, indices, y) = (cx.view(self.data), cx.view(self.indices), cx.view(self.y));
+        let rank = data.shape.len();
+        let stride = |axis: usize| data.shape[axis + 1..].iter().product::<usize>();
+        let (len, along) = (data.shape[self.axis], stride(self.axis));
+        let last = indices.shape[rank - 1];
+        let (from, to) = (data.ptr.cast::<T>(), y.ptr.cast::<T>());
+        let range = cx.worker.share(indices.len());
+        let mut i = range.start;
+        while i < range.end {
+            // The place of a row's first element of data, but for the extent that is gathered along.
+            let (mut rest, mut base) = (i / last, 0);
+            for axis in (0..rank - 1).rev() {
+                if axis != self.axis {
+                    base += rest % indices.shape[axis] * stride(axis);
+                }
+                rest /= indices.shape[axis];
+            }
+            let end = ((i / last + 1) * last).min(range.end);
+            for (at, column) in (i..end).zip(i % last..) {
+                let element = match place(cx, indices, self.wide, at, len, "elements along an extent") {
+                    Some(place) => {
+                        let column = if self.axis == rank - 1 { 0 } else { column };
+                        // SAFETY: the place is within its extent, and no other extent of the indices is larger than that of data; they are as
+                        // many as the elements of y, of which this one is this thread's.
+                        unsafe { from.wrapping_add(base + place * along + column).read() }
+                    }
+                    None => T::default(),
+                };
+                // SAFETY: as above.
+                unsafe { to.wrapping_add(at).write(element) };
+            }
+            i = end;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The backends under test.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use core_tensor::{
@@ -34,9 +35,10 @@ pub(crate) fn only_vulkan() -> bool {
     conformance().as_deref() == Some("vulkan")
 }
 
-/// All candidates for every fourth case, and those of the processor for the others. A device compiles shaders anew for every size of heads,
-/// which takes Mesa's software driver seconds; `POLARIS_CONFORMANCE=thorough` takes the time.
-pub(crate) fn sampled(case: u64) -> impl Iterator<Item = &'static Candidate> {
+/// All candidates for every fourth case that `cases` counts, and those of the processor for the others. A device compiles shaders anew for
+/// every size of heads, which takes Mesa's software driver seconds; `POLARIS_CONFORMANCE=thorough` takes the time.
+pub(crate) fn sampled(cases: &AtomicUsize) -> impl Iterator<Item = &'static Candidate> {
+    let case = cases.fetch_add(1, Ordering::Relaxed);
     let thorough = conformance().as_deref() == Some("thorough") || case.is_multiple_of(4);
     candidates().iter().filter(move |candidate| thorough || !candidate.partial)
 }

@@ -1,5 +1,7 @@
 //! What encoders are made of: layer normalization, attention over tensors, functions after products.
 
+use std::sync::atomic::AtomicUsize;
+
 use core_tensor::op::{
     Binary, LayerNormalization, MatMul, Op, Reshape, RmsNormalization, Softmax, TensorAttention, Transpose, Unary,
 };
@@ -215,7 +217,8 @@ proptest! {
         sizes in prop::collection::vec((1usize..3, 1usize..70, 1usize..150), 1..3),
         seed: u64,
     ) {
+        static CASES: AtomicUsize = AtomicUsize::new(0);
         let heads = n_kv * group;
-        attention(Attend { heads, n_kv, k_dim, v_dim, causal, softcap: None, mask }, &sizes, seed).check_on(sampled(seed));
+        attention(Attend { heads, n_kv, k_dim, v_dim, causal, softcap: None, mask }, &sizes, seed).check_on(sampled(&CASES));
     }
 }

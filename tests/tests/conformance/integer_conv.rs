@@ -28,34 +28,21 @@ struct Form {
     image: &'static [usize],
 }
 
+/// A convolution without anything special.
+const PLAIN: Form = Form {
+    kernel: &[3, 3],
+    strides: &[1, 1],
+    dilations: &[1, 1],
+    pads: [&[1, 1], &[1, 1]],
+    channels: [5, 20],
+    groups: 1,
+    image: &[9, 8],
+};
+
 const FORMS: [Form; 9] = [
-    Form {
-        kernel: &[3, 3],
-        strides: &[1, 1],
-        dilations: &[1, 1],
-        pads: [&[1, 1], &[1, 1]],
-        channels: [5, 20],
-        groups: 1,
-        image: &[9, 8],
-    },
-    Form {
-        kernel: &[1, 1],
-        strides: &[1, 1],
-        dilations: &[1, 1],
-        pads: [&[0, 0], &[0, 0]],
-        channels: [33, 130],
-        groups: 1,
-        image: &[7, 5],
-    },
-    Form {
-        kernel: &[7, 7],
-        strides: &[2, 2],
-        dilations: &[1, 1],
-        pads: [&[3, 3], &[3, 3]],
-        channels: [3, 16],
-        groups: 1,
-        image: &[23, 30],
-    },
+    PLAIN,
+    Form { kernel: &[1, 1], pads: [&[0, 0], &[0, 0]], channels: [33, 130], image: &[7, 5], ..PLAIN },
+    Form { kernel: &[7, 7], strides: &[2, 2], pads: [&[3, 3], &[3, 3]], channels: [3, 16], image: &[23, 30], ..PLAIN },
     Form {
         kernel: &[3, 2],
         strides: &[2, 1],
@@ -65,50 +52,26 @@ const FORMS: [Form; 9] = [
         groups: 2,
         image: &[8, 9],
     },
+    Form { channels: [24, 24], groups: 24, image: &[6, 11], ..PLAIN },
     Form {
-        kernel: &[3, 3],
-        strides: &[1, 1],
-        dilations: &[1, 1],
-        pads: [&[1, 1], &[1, 1]],
-        channels: [24, 24],
-        groups: 24,
-        image: &[6, 11],
-    },
-    Form {
-        kernel: &[3, 3],
         strides: &[2, 2],
         dilations: &[2, 2],
         pads: [&[2, 2], &[2, 2]],
         channels: [17, 17],
         groups: 17,
         image: &[12, 9],
+        ..PLAIN
     },
-    Form {
-        kernel: &[3, 3],
-        strides: &[1, 1],
-        dilations: &[1, 1],
-        pads: [&[0, 0], &[0, 0]],
-        channels: [6, 12],
-        groups: 6,
-        image: &[5, 5],
-    },
-    Form {
-        kernel: &[3, 3],
-        strides: &[1, 1],
-        dilations: &[1, 1],
-        pads: [&[1, 1], &[1, 1]],
-        channels: [42, 63],
-        groups: 7,
-        image: &[6, 6],
-    },
+    Form { pads: [&[0, 0], &[0, 0]], channels: [6, 12], groups: 6, image: &[5, 5], ..PLAIN },
+    Form { channels: [42, 63], groups: 7, image: &[6, 6], ..PLAIN },
     Form {
         kernel: &[5],
         strides: &[2],
         dilations: &[1],
         pads: [&[2], &[2]],
         channels: [10, 21],
-        groups: 1,
         image: &[40],
+        ..PLAIN
     },
 ];
 

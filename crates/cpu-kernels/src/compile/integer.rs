@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use core_tensor::op::{Binary, Cast, ConvInteger, Granularity, Op, Pool, PoolKind};
+use core_tensor::op::{Binary, Cast, ConvInteger, DequantizeLinear, Granularity, Op, Pool, PoolKind, QuantizeLinear};
 use core_tensor::{BackendError, DType, Dim, Graph, Node, ValueId, ValueSource};
 
 use super::{Compiler, Deal, Memory};
@@ -12,7 +12,7 @@ use crate::integer::conv::IntegerConv;
 use crate::integer::image::{ConvertImage, MaxPoolPixels, Pixels, ReorderPixels, image_bytes};
 use crate::integer::linear::{self, Bytes, Floats, IntegerLinear, Tail, Target};
 use crate::integer::product::IntegerProduct;
-use crate::integer::quantize::{Dequantize, DynamicQuantize, Quantize, Share};
+use crate::integer::quantize::{Conversion, DynamicQuantize, Share, Way};
 use crate::weights::{IntegerForm, IntegerId, PackedIntegers};
 
 fn input(node: &Node, i: usize) -> Option<ValueId> {
@@ -301,19 +301,17 @@ impl Compiler<'_> {
         let (x, y) = (self.input(node, 0)?, node.outputs[0]);
         let rank = graph.tensor_type(x).map_or(0, |(_, shape)| shape.len());
         match node.op {
-            Op::QuantizeLinear(op) => {
+            Op::QuantizeLinear(QuantizeLinear { granularity, .. })
+            | Op::DequantizeLinear(DequantizeLinear { granularity }) => {
                 let (scale, zero) = (self.input(node, 1)?, input(node, 2));
-                let Some(share) = share(op.granularity, rank) else { return self.reference(node) };
+                let Some(share) = share(granularity, rank) else { return self.reference(node) };
+                let (way, bytes) = match node.op {
+                    Op::QuantizeLinear(_) => (Way::Quantize, y),
+                    _ => (Way::Dequantize, x),
+                };
+                let signed = signed(graph, bytes).unwrap_or(false);
                 let reads: Vec<ValueId> = [x, scale].into_iter().chain(zero).collect();
-                let step = Quantize { x, scale, zero, y, signed: op.to == DType::I8, share };
-                self.draft(step, &reads, &[y], Deal::Own);
-            }
-            Op::DequantizeLinear(op) => {
-                let (scale, zero) = (self.input(node, 1)?, input(node, 2));
-                let Some(share) = share(op.granularity, rank) else { return self.reference(node) };
-                let reads: Vec<ValueId> = [x, scale].into_iter().chain(zero).collect();
-                let signed = signed(graph, x).unwrap_or(false);
-                self.draft(Dequantize { x, scale, zero, y, signed, share }, &reads, &[y], Deal::Own);
+                self.draft(Conversion { way, x, scale, zero, y, signed, share }, &reads, &[y], Deal::Own);
             }
             _ => {
                 let ranges = self.scratch("ranges", DynamicQuantize::ranges_bytes(self.threads));

@@ -9,7 +9,7 @@ use core_tensor::{BackendError, Bindings, DType, Dim, Graph, Node, StateId, Valu
 
 use crate::attention::{self, AttentionStep, TensorAttentionStep};
 use crate::elementwise::{BinaryStep, Gated, TypedStep, UnaryStep, converts, has_loop};
-use crate::gather::GatherRows;
+use crate::gather::{GatherElementsStep, GatherRows};
 use crate::matmul::ActivationKind;
 use crate::norm::NormRows;
 use crate::pad::PadStep;
@@ -396,6 +396,12 @@ impl Compiler<'_> {
                     GatherRows { data, from, indices, wide, axis, y, dtype, quantized, read: AtomicUsize::new(0) };
                 let reads = [quantized.map_or(data, |table| table.scale), indices];
                 self.draft(step, &reads, &[y], Deal::Own);
+            }
+            Op::GatherElements(op) => {
+                let (data, indices) = (self.input(node, 0)?, self.input(node, 1)?);
+                let (wide, size) = (self.element_bytes(indices) == 8, self.element_bytes(data));
+                let step = GatherElementsStep { data, indices, wide, axis: self.axis(data, op.axis), y, size };
+                self.draft(step, &[data, indices], &[y], Deal::Own);
             }
             Op::Unary(op) => {
                 let x = self.input(node, 0)?;

@@ -57,6 +57,13 @@ pub(crate) fn has_kernel(graph: &Graph, node: &Node) -> bool {
             };
             tensor(0).is_some_and(plain) && (is(1, DType::I32) || is(1, DType::I64))
         }
+        Op::GatherElements(_) => {
+            // Of a scalar there is no extent to gather along.
+            let plain = |(dtype, shape): (DType, &[Dim])| {
+                !dtype.is_block() && matches!(dtype.packing().1, 1 | 2 | 4 | 8) && !shape.is_empty()
+            };
+            tensor(0).is_some_and(plain)
+        }
         Op::Unary(op) => f32(0) && !op.is_predicate(),
         Op::Binary(op) => f32(0) && !op.is_comparison() || tensor(0).is_some_and(|(dtype, _)| has_loop(*op, dtype)),
         Op::Where(_) => tensor(1).is_some_and(|(dtype, _)| dtype.packing().0 == 1),

@@ -40,37 +40,50 @@ pub(crate) fn zero_at(zero: Option<View<'_>>, i: usize, signed: bool) -> i32 {
     if signed { i32::from(byte.cast_signed()) } else { i32::from(byte) }
 }
 
-/// `saturate(round(x / scale) + zero)`, f32 to bytes.
-pub(crate) struct Quantize {
+/// Which way a [`Conversion`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// `saturate(round(x / scale) + zero)`, f32 to bytes.
+    Quantize,
+    /// `(x - zero) * scale`, bytes to f32.
+    Dequantize,
+}
+
+/// Floats to bytes or back.
+pub(crate) struct Conversion {
+    pub(crate) way: Way,
     pub(crate) x: ValueId,
     pub(crate) scale: ValueId,
     pub(crate) zero: Option<ValueId>,
     pub(crate) y: ValueId,
+    /// Whether the bytes are.
     pub(crate) signed: bool,
     pub(crate) share: Share,
 }
 
-impl Step for Quantize {
+impl Step for Conversion {
     fn describe(&self) -> String {
-        format!("Quantize {} -> {}", self.x, self.y)
+        format!("{:?} {} -> {}", self.way, self.x, self.y)
     }
 
     fn run(&self, cx: &RunContext<'_>) {
         let (x, y, scale) = (cx.view(self.x), cx.view(self.y), cx.view(self.scale));
         let zero = self.zero.map(|zero| cx.view(zero));
         for (at, range) in runs(self.share, x.shape, cx.worker.share(x.len())) {
-            let run = QuantizeRows {
-                x: x.f32().wrapping_add(range.start),
-                y: y.ptr.wrapping_add(range.start),
-                rows: 1,
-                strides: [0, 0],
-                n: range.len(),
-                // SAFETY: one of the scales.
-                scale: unsafe { *scale.f32().add(at) },
-                zero: zero_at(zero, at, self.signed),
-                signed: self.signed,
-            };
-            cx.level.run(run);
+            let (start, n, signed) = (range.start, range.len(), self.signed);
+            // SAFETY: one of the scales.
+            let scale = unsafe { *scale.f32().add(at) };
+            let zero = zero_at(zero, at, signed);
+            match self.way {
+                Way::Quantize => {
+                    let (x, y) = (x.f32().wrapping_add(start), y.ptr.wrapping_add(start));
+                    cx.level.run(QuantizeRows { x, y, rows: 1, strides: [0, 0], n, scale, zero, signed });
+                }
+                Way::Dequantize => {
+                    let (x, y) = (x.ptr.wrapping_add(start), y.f32().wrapping_add(start));
+                    cx.level.run(DequantizeRun { x, y, n, scale, zero, signed });
+                }
+            }
         }
     }
 }
@@ -124,13 +137,23 @@ impl Kernel for QuantizeRows {
                 unsafe {
                     let x = if m == S::LANES { s.f_load(x.add(i)) } else { s.f_load_first(x.add(i), m) };
                     // Bounds are integers: to clamp before rounding is to clamp after it.
-                    let v = s.f_min(s.f_max(s.f_div(x, scale), low), high);
+                    let v = s.f_min(s.f_max(zero_if_nan(s, s.f_div(x, scale)), low), high);
                     store_bytes(s, y.add(i), s.i_add(s.i_round(v), zero), m, self.signed);
                 }
                 i += m;
             }
         }
     }
+}
+
+/// What is no number becomes 0, which is quantized to the zero point.
+#[inline(always)]
+fn zero_if_nan<S: Simd>(s: S, v: S::F) -> S::F {
+    let bits = s.f_to_bits(v);
+    // Infinity's bits less a greater magnitude's are below 0: the sign becomes the lowest bit, and that a mask.
+    let magnitude = s.i_and(bits, s.i_splat(i32::MAX));
+    let is_nan = s.i_shr::<31>(s.i_sub(s.i_splat(f32::INFINITY.to_bits().cast_signed()), magnitude));
+    s.f_from_bits(s.i_and(bits, s.i_sub(is_nan, s.i_splat(1))))
 }
 
 /// Stores the first `m` lanes, which fit a byte.
@@ -170,38 +193,6 @@ pub(crate) unsafe fn load_bytes<S: Simd>(s: S, x: *const u8, m: usize, signed: b
             last.as_ptr()
         };
         if signed { s.i_load_i8(from) } else { s.i_load_u8(from) }
-    }
-}
-
-/// `(x - zero) * scale`, bytes to f32.
-pub(crate) struct Dequantize {
-    pub(crate) x: ValueId,
-    pub(crate) scale: ValueId,
-    pub(crate) zero: Option<ValueId>,
-    pub(crate) y: ValueId,
-    pub(crate) signed: bool,
-    pub(crate) share: Share,
-}
-
-impl Step for Dequantize {
-    fn describe(&self) -> String {
-        format!("Dequantize {} -> {}", self.x, self.y)
-    }
-
-    fn run(&self, cx: &RunContext<'_>) {
-        let (x, y, scale) = (cx.view(self.x), cx.view(self.y), cx.view(self.scale));
-        let zero = self.zero.map(|zero| cx.view(zero));
-        for (at, range) in runs(self.share, x.shape, cx.worker.share(x.len())) {
-            cx.level.run(DequantizeRun {
-                x: x.ptr.wrapping_add(range.start),
-                y: y.f32().wrapping_add(range.start),
-                n: range.len(),
-                // SAFETY: one of the scales.
-                scale: unsafe { *scale.f32().add(at) },
-                zero: zero_at(zero, at, self.signed),
-                signed: self.signed,
-            });
-        }
     }
 }
 

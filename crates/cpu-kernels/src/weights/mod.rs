@@ -1,10 +1,11 @@
 //! Weights in the backend's layout.
 
+mod packing;
+
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use core_tensor::op::Op;
@@ -16,9 +17,10 @@ use crate::compile::{
 use crate::conv::packing::{ConvId, PackedConv};
 use crate::integer::depthwise::ChannelWindows;
 use crate::matmul::integer::IntegerMatrix;
-use crate::matmul::{GROUP_ROWS, PackError, PackedMatrix, PackedMatrixBuilder};
+use crate::matmul::{PackError, PackedMatrix, PackedMatrixBuilder};
 use crate::recurrent::{PackedRecurrent, Plain, RecurrentId};
 use crate::threads::ThreadPool;
+use packing::Source;
 
 /// A model's weights: matrices packed for the kernels, everything else as f32 or as stored.
 pub(crate) struct CpuWeights {
@@ -149,17 +151,6 @@ fn is_f32(graph: &Graph, id: ValueId) -> bool {
     matches!(graph.tensor_type(id), Some((DType::F32, _)))
 }
 
-/// Rows that one thread packs at a time: enough to amortize the hand-out, few enough that the source pages can be dropped behind it.
-const PACK_BYTES: usize = 1 << 20;
-
-/// Groups of one matrix, to be packed by whichever thread is free.
-struct Job<'a> {
-    name: &'a str,
-    weight: &'a Weight,
-    builder: &'a PackedMatrixBuilder,
-    groups: std::ops::Range<usize>,
-}
-
 impl CpuWeights {
     pub(crate) fn is_of(&self, graph: &Arc<Graph>) -> bool {
         graph.shares_values(&self.graph)
@@ -183,7 +174,7 @@ impl CpuWeights {
         };
         let name = |id: ValueId| graph.value(id).name.clone();
         let uses = uses(graph);
-        let mut matrices: Vec<(MatrixId, Arc<Weight>)> = Vec::new();
+        let mut matrices: Vec<(MatrixId, Source)> = Vec::new();
         for (id, weight) in graph.weights() {
             let Some(uses) = uses.get(&id) else { continue };
             if uses.plain {
@@ -204,9 +195,9 @@ impl CpuWeights {
                 if !(if transposed { uses.transposed_matrix } else { uses.matrix }) {
                     continue;
                 }
-                let matrix = if transposed { self::transposed(weight) } else { kernel_dtype(weight) };
+                let matrix = if transposed { weight.cast(DType::F32) } else { kernel_dtype(weight) };
                 let matrix = matrix.map_err(|source| BackendError::Weight { name: name(id), source })?;
-                matrices.push((MatrixId { weight: id, transposed }, matrix));
+                matrices.push((MatrixId { weight: id, transposed }, Source::new(matrix, transposed)));
             }
         }
         loaded.load_convs(graph, pool)?;
@@ -227,17 +218,17 @@ impl CpuWeights {
             let rows =
                 if op.transpose_b { bytes } else { (0..n * k).map(|i| bytes[i % k * n + i / k]).collect::<Vec<u8>>() };
             let tensor = Tensor::from_bytes(DType::I8, &[n, k], &rows);
-            matrices.push((id, Weight::stored(tensor.map_err(WeightError::from).map_err(failed)?)));
+            let rows = Weight::stored(tensor.map_err(WeightError::from).map_err(failed)?);
+            matrices.push((id, Source::new(rows, false)));
             scales.insert(id, factors);
         }
         // One region for all, in the graph's order: a step reads its matrices from one place.
-        let shapes: Vec<(DType, usize, usize)> =
-            matrices.iter().map(|(_, matrix)| (matrix.dtype(), matrix.row_count(), matrix.row_len())).collect();
+        let shapes: Vec<(DType, usize, usize)> = matrices.iter().map(|(_, source)| source.shape()).collect();
         let builders =
             PackedMatrixBuilder::several(&shapes).map_err(|(i, error)| refused(graph, matrices[i].0.weight, &error))?;
-        let packing: Vec<(MatrixId, Arc<Weight>, PackedMatrixBuilder)> =
-            matrices.into_iter().zip(builders).map(|((id, matrix), builder)| (id, matrix, builder)).collect();
-        pack(graph, &packing, pool, progress)?;
+        let packing: Vec<(MatrixId, Source, PackedMatrixBuilder)> =
+            matrices.into_iter().zip(builders).map(|((id, source), builder)| (id, source, builder)).collect();
+        packing::pack(graph, &packing, pool, progress)?;
         for (id, _, builder) in packing {
             let matrix = builder.finish().and_then(|matrix| match scales.get(&id) {
                 Some(scales) => matrix.with_scales(scales),
@@ -397,81 +388,4 @@ fn kernel_dtype(weight: &Arc<Weight>) -> Result<Arc<Weight>, WeightError> {
         DType::F32 | DType::F16 | DType::BF16 | DType::Block(_) => Ok(weight.clone()),
         _ => weight.cast(DType::F32),
     }
-}
-
-/// `[k, n]` floats as `[n, k]` f32.
-fn transposed(weight: &Weight) -> Result<Arc<Weight>, WeightError> {
-    let (k, n) = (weight.row_count(), weight.row_len());
-    let source = weight.rows_f32(0..k)?;
-    let values: Vec<f32> = (0..n * k).map(|i| source[i % k * n + i / k]).collect();
-    Ok(Weight::stored(Tensor::from_slice(&[n, k], &values)?))
-}
-
-/// Packs all matrices on all threads, streaming: each thread takes some rows, packs them and lets their source pages go.
-fn pack(
-    graph: &Graph,
-    matrices: &[(MatrixId, Arc<Weight>, PackedMatrixBuilder)],
-    pool: &ThreadPool,
-    progress: &mut Progress<'_>,
-) -> Result<(), BackendError> {
-    let mut jobs = Vec::new();
-    let mut total = 0;
-    for (id, weight, builder) in matrices {
-        let group_bytes = (weight.row_bytes() * GROUP_ROWS).max(1);
-        let step = (PACK_BYTES / group_bytes).max(1);
-        for start in (0..builder.groups()).step_by(step) {
-            let groups = start..(start + step).min(builder.groups());
-            jobs.push(Job { name: &graph.value(id.weight).name, weight, builder, groups });
-        }
-        total += weight.byte_len() as u64;
-    }
-    let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let failure: Mutex<Option<BackendError>> = Mutex::new(None);
-    let progress = Mutex::new(progress);
-    let cancelled = AtomicBool::new(false);
-    pool.run(&|worker| {
-        while !stop.load(Ordering::Relaxed) {
-            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-            let rows = job.groups.start * GROUP_ROWS..(job.groups.end * GROUP_ROWS).min(job.weight.row_count());
-            let packed = job
-                .weight
-                .rows(rows.clone())
-                .map_err(|source| BackendError::Weight { name: job.name.to_owned(), source });
-            let packed = packed.and_then(|bytes| {
-                job.builder.pack_groups(job.groups.clone(), &bytes).map_err(|e| BackendError::Unsupported {
-                    node: job.name.to_owned(),
-                    op: "weight",
-                    reason: e.to_string(),
-                })
-            });
-            if let Err(error) = packed {
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                stop.store(true, Ordering::Relaxed);
-            }
-            job.weight.release_rows(rows.clone());
-            let bytes = (rows.len() * job.weight.row_bytes()) as u64;
-            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            // Only the caller's thread reports: the callback need not be Send in spirit, and prints from one place.
-            if worker.index == 0 {
-                let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                if (*progress)(done, total) == ControlFlow::Break(()) {
-                    cancelled.store(true, Ordering::Relaxed);
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    });
-    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    // What was read ahead of a thread, in pages that another had let go.
-    for (_, weight, _) in matrices {
-        weight.release_rows(0..weight.row_count());
-    }
-    // The other threads may have done it all.
-    let progress = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if cancelled.load(Ordering::Relaxed) || progress(total, total) == ControlFlow::Break(()) {
-        return Err(BackendError::Cancelled);
-    }
-    Ok(())
 }
