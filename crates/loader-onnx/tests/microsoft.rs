@@ -24,13 +24,14 @@ fn check(folder: &Path) -> Result<(), String> {
     let graph = Arc::new(model.graph(&ImportOptions::default()).map_err(|error| error.to_string())?);
     let mut states = HostStates::new(&graph, 0, &Bindings::new()).unwrap();
     let found = Interpreter::new(graph).run(&mut states, &given).map_err(|error| error.to_string())?;
+    // Scores of up to 100 under an exponential: f32 keeps four digits. ONNX Runtime rounds the activations of these layers to bytes.
+    let bound = if folder.ends_with("dqlstm") || folder.ends_with("dqlstm_channels") { 1e-3 } else { 1e-4 };
     for (found, expected) in found.iter().zip(&expected) {
         if (found.dtype(), found.shape()) != (expected.dtype(), expected.shape()) {
             return Err(format!("{found:?}, {expected:?} expected"));
         }
         for (a, b) in found.to_f32().unwrap().iter().zip(expected.to_f32().unwrap()) {
-            // Scores of up to 100 under an exponential: f32 keeps four digits.
-            if (a - b).abs() > 1e-4 + 1e-4 * b.abs() {
+            if (a - b).abs() > bound + bound * b.abs() {
                 return Err(format!("{a}, {b} expected"));
             }
         }

@@ -68,6 +68,7 @@ const TABLE: &[(&str, &[&[Entry]])] = &[
             microsoft::matmul::OPERATORS,
             microsoft::norm::OPERATORS,
             microsoft::quantize::OPERATORS,
+            recurrent::MICROSOFT,
         ],
     ),
 ];

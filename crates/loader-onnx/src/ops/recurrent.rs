@@ -1,7 +1,7 @@
 //! Recurrent layers.
 
-use core_tensor::DType;
 use core_tensor::op::{Cell, Direction, Gate, Op, Recurrent, Scalar, Unary};
+use core_tensor::{DType, Dim};
 
 use super::Entry;
 use crate::lower::Lower;
@@ -10,6 +10,9 @@ use crate::lower::fail::{Fail, Res, fail};
 use crate::lower::operand::{Operand, Value};
 
 pub(super) const OPERATORS: &[Entry] = &[("GRU", 6, recurrent), ("LSTM", 7, recurrent), ("RNN", 7, recurrent)];
+
+/// Operators of the domain com.microsoft.
+pub(super) const MICROSOFT: &[Entry] = &[("DynamicQuantizeLSTM", 1, dynamic_quantize_lstm)];
 
 /// Activations by name; parameters are taken from the lists in the order in which functions that have any occur.
 fn activations(call: &Call<'_>, defaults: &[&'static str], directions: usize) -> Res<Vec<Gate>> {
@@ -43,13 +46,48 @@ fn activations(call: &Call<'_>, defaults: &[&'static str], directions: usize) ->
 }
 
 fn recurrent<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let inputs = (0..call.inputs.len()).map(|i| Ok(call.optional(i)?.cloned())).collect::<Res<Vec<_>>>()?;
+    layer(lower, call, inputs)
+}
+
+/// An LSTM whose weights W and R are integers, `[directions, input or hidden, 4 hidden]`, with scales and zero points for each direction or for each of its
+/// columns. They are dequantized, and activations are not rounded: nearer to the float layer than ONNX Runtime's.
+fn dynamic_quantize_lstm<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let mut inputs = (0..8).map(|i| Ok(call.optional(i)?.cloned())).collect::<Res<Vec<_>>>()?;
+    for (at, factors) in [(1, 8), (2, 10)] {
+        let mut weight = lower.cast(call.input(at)?, DType::F32)?;
+        let mut parameter = |at: usize| -> Res<Option<Operand>> {
+            let Some(x) = call.optional(at)?.cloned() else { return Ok(None) };
+            let x = lower.cast(&x, DType::F32)?;
+            let (directions, columns) = match x.shape() {
+                [directions] => (directions.clone(), Dim::Num(1)),
+                [directions, columns] => (directions.clone(), columns.clone()),
+                _ => return fail(format!("input {at} has {} extents, not 1 or 2", x.rank())),
+            };
+            Ok(Some(lower.reshape(&x, &[directions, Dim::Num(1), columns])?))
+        };
+        let (scale, zero) = (parameter(factors)?, parameter(factors + 1)?);
+        let Some(scale) = scale else { return fail(format!("input {factors}, a scale, is missing")) };
+        if let Some(zero) = zero {
+            weight = lower.sub(&weight, &zero)?;
+        }
+        let weight = lower.mul(&weight, &scale)?;
+        inputs[at] = Some(lower.transpose(&weight, &[0, 2, 1])?);
+    }
+    layer(lower, call, inputs)
+}
+
+/// The layer that a node is, on the inputs that the standard operators have.
+fn layer<'a>(lower: &mut Lower<'a>, call: &Call<'a>, given: Vec<Option<Operand>>) -> Res<Vec<Value>> {
     let attributes = &call.attributes;
     let (cell, defaults): (Cell, &[&'static str]) = match call.proto.op_type() {
         "RNN" => (Cell::Rnn, &["Tanh"]),
         "GRU" => {
             (Cell::Gru { linear_before_reset: attributes.flag("linear_before_reset", false)? }, &["Sigmoid", "Tanh"])
         }
-        "LSTM" => (Cell::Lstm { input_forget: attributes.flag("input_forget", false)? }, &["Sigmoid", "Tanh", "Tanh"]),
+        "LSTM" | "DynamicQuantizeLSTM" => {
+            (Cell::Lstm { input_forget: attributes.flag("input_forget", false)? }, &["Sigmoid", "Tanh", "Tanh"])
+        }
         _ => return Err(Fail::Unsupported),
     };
     let direction = match attributes.text_or("direction", "forward")? {
@@ -62,8 +100,8 @@ fn recurrent<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
     let batch_first = attributes.flag("layout", false)?;
     let dtype = call.input(0)?.dtype();
     let mut inputs: Vec<Option<Operand>> = Vec::new();
-    for i in 0..call.inputs.len() {
-        let Some(x) = call.optional(i)?.cloned() else {
+    for (i, x) in given.into_iter().enumerate() {
+        let Some(x) = x else {
             inputs.push(None);
             continue;
         };
