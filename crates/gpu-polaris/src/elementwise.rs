@@ -78,16 +78,9 @@ pub(crate) fn gate_code(op: Unary) -> Option<u32> {
     Function::of(op).map(|function| function.code).filter(|code| *code <= 12)
 }
 
-/// The variant of `binary.comp` for a dtype, and the function's number; `None` where it does not know them.
-pub(crate) fn binary_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
-    let kind = match dtype {
-        DType::F32 => 0,
-        DType::I32 => 1,
-        DType::I64 => 2,
-        DType::Bool => 3,
-        _ => return None,
-    };
-    let code = match op {
+/// A function's number in the shaders of two operands.
+fn binary_number(op: Binary) -> u32 {
+    match op {
         Binary::Add => 0,
         Binary::Sub => 1,
         Binary::Mul => 2,
@@ -97,6 +90,12 @@ pub(crate) fn binary_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
         Binary::Pow => 6,
         Binary::Mod => 7,
         Binary::PRelu => 8,
+        Binary::Fmod => 9,
+        Binary::BitwiseAnd => 10,
+        Binary::BitwiseOr => 11,
+        Binary::BitwiseXor => 12,
+        Binary::ShiftLeft => 13,
+        Binary::ShiftRight => 14,
         Binary::Equal => 16,
         Binary::Less => 17,
         Binary::LessOrEqual => 18,
@@ -105,15 +104,21 @@ pub(crate) fn binary_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
         Binary::And => 21,
         Binary::Or => 22,
         Binary::Xor => 23,
-        Binary::Fmod
-        | Binary::BitwiseAnd
-        | Binary::BitwiseOr
-        | Binary::BitwiseXor
-        | Binary::ShiftLeft
-        | Binary::ShiftRight => return None,
+    }
+}
+
+/// The variant of `binary.comp` for a dtype, and the function's number; `None` where it does not know them.
+pub(crate) fn binary_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
+    let kind = match dtype {
+        DType::F32 => 0,
+        DType::I32 => 1,
+        DType::I64 => 2,
+        DType::Bool => 3,
+        _ => return None,
     };
+    let code = binary_number(op);
     let fits = match kind {
-        0 => code <= 20,
+        0 => matches!(code, 0..=8 | 16..=20),
         // Integers are not divided: who divides by zero would have to be told.
         1 | 2 => matches!(code, 0..=2 | 4 | 5 | 16..=20),
         _ => matches!(code, 16 | 21..=23),
@@ -139,30 +144,10 @@ pub(crate) fn integer_kind(dtype: DType) -> Option<u32> {
 /// The dtype and the function as `binary_integer.comp` has them; `None` where it does not know them.
 pub(crate) fn integer_code(op: Binary, dtype: DType) -> Option<(u32, u32)> {
     let kind = integer_kind(dtype)?;
-    let code = match op {
-        Binary::Add => 0,
-        Binary::Sub => 1,
-        Binary::Mul => 2,
-        Binary::Div => 3,
-        Binary::Max => 4,
-        Binary::Min => 5,
-        Binary::Pow => 6,
-        Binary::Mod => 7,
-        Binary::PRelu => 8,
-        Binary::Fmod => 9,
-        Binary::BitwiseAnd => 10,
-        Binary::BitwiseOr => 11,
-        Binary::BitwiseXor => 12,
-        Binary::ShiftLeft => 13,
-        Binary::ShiftRight => 14,
-        Binary::Equal => 16,
-        Binary::Less => 17,
-        Binary::LessOrEqual => 18,
-        Binary::Greater => 19,
-        Binary::GreaterOrEqual => 20,
-        Binary::And | Binary::Or | Binary::Xor => return None,
-    };
-    Some((kind, code))
+    if matches!(op, Binary::And | Binary::Or | Binary::Xor) {
+        return None;
+    }
+    Some((kind, binary_number(op)))
 }
 
 /// The same for a function of one operand.

@@ -67,33 +67,13 @@ pub(crate) fn rules() -> Vec<Rule> {
             "layer-norm-weight",
             "LayerNormalization without weight, times a vector, gets the weight",
             Pattern::product(norm("LayerNormalization", &[1]), Pattern::value("w")),
-            |r| {
-                let node = inner(r)?;
-                let [Some(x)] = node.inputs[..] else {
-                    return Err(Reject::nothing_to_do());
-                };
-                let w = r.found("w")?;
-                let w = vector(r, x, w)?;
-                let x = r.new_value(x);
-                r.add(node.op.clone(), &[x, w])
-            },
+            |r| with_weight(r, vector),
         ),
         Rule::new(
             "layer-norm-bias",
             "LayerNormalization without bias, plus a vector, gets the bias",
             Pattern::sum(norm("LayerNormalization", &[1, 2]), Pattern::value("b")),
-            |r| {
-                let node = inner(r)?;
-                let (x, w) = match node.inputs[..] {
-                    [Some(x)] => (x, None),
-                    [Some(x), w] => (x, w),
-                    _ => return Err(Reject::nothing_to_do()),
-                };
-                let b = r.found("b")?;
-                let b = vector(r, x, b)?;
-                let inputs = vec![Some(r.new_value(x)), w.map(|w| r.new_value(w)), Some(b)];
-                r.add_with(node.op.clone(), inputs)
-            },
+            |r| with_bias(r, vector),
         ),
         Rule::new(
             "rms-norm",
@@ -148,31 +128,13 @@ pub(crate) fn rules() -> Vec<Rule> {
             "group-norm-weight",
             "GroupNormalization without weight, times a number per channel, gets the weight",
             Pattern::product(norm("GroupNormalization", &[1]), Pattern::constant("w")),
-            |r| {
-                let node = inner(r)?;
-                let [Some(x)] = node.inputs[..] else { return Err(Reject::nothing_to_do()) };
-                let w = r.found("w")?;
-                let w = per_channel(r, x, w)?;
-                let x = r.new_value(x);
-                r.add(node.op.clone(), &[x, w])
-            },
+            |r| with_weight(r, per_channel),
         ),
         Rule::new(
             "group-norm-bias",
             "GroupNormalization without bias, plus a number per channel, gets the bias",
             Pattern::sum(norm("GroupNormalization", &[1, 2]), Pattern::constant("b")),
-            |r| {
-                let node = inner(r)?;
-                let (x, w) = match node.inputs[..] {
-                    [Some(x)] => (x, None),
-                    [Some(x), w] => (x, w),
-                    _ => return Err(Reject::nothing_to_do()),
-                };
-                let b = r.found("b")?;
-                let b = per_channel(r, x, b)?;
-                let inputs = vec![Some(r.new_value(x)), w.map(|w| r.new_value(w)), Some(b)];
-                r.add_with(node.op.clone(), inputs)
-            },
+            |r| with_bias(r, per_channel),
         ),
     ]
 }
@@ -230,6 +192,33 @@ fn norm(what: &'static str, counts: &[usize]) -> Pattern {
     let inputs = |count: usize| (0..count).map(|_| Pattern::any()).collect::<Vec<_>>();
     let all = counts.iter().map(|count| Pattern::node(what, move |op| op.name() == what, inputs(*count)));
     Pattern::either(all).named("norm")
+}
+
+/// Brings a factor or summand of `x` into the form that a normalization takes.
+type Bring = fn(&mut Rewrite<'_, '_>, ValueId, ValueId) -> Result<ValueId, Reject>;
+
+/// The normalization found, which has no weight, with `w`.
+fn with_weight(r: &mut Rewrite<'_, '_>, bring: Bring) -> Result<ValueId, Reject> {
+    let node = inner(r)?;
+    let [Some(x)] = node.inputs[..] else { return Err(Reject::nothing_to_do()) };
+    let w = r.found("w")?;
+    let w = bring(r, x, w)?;
+    let x = r.new_value(x);
+    r.add(node.op.clone(), &[x, w])
+}
+
+/// The normalization found, which has no bias, with `b`.
+fn with_bias(r: &mut Rewrite<'_, '_>, bring: Bring) -> Result<ValueId, Reject> {
+    let node = inner(r)?;
+    let (x, w) = match node.inputs[..] {
+        [Some(x)] => (x, None),
+        [Some(x), w] => (x, w),
+        _ => return Err(Reject::nothing_to_do()),
+    };
+    let b = r.found("b")?;
+    let b = bring(r, x, b)?;
+    let inputs = vec![Some(r.new_value(x)), w.map(|w| r.new_value(w)), Some(b)];
+    r.add_with(node.op.clone(), inputs)
 }
 
 fn inner<'a>(r: &Rewrite<'a, '_>) -> Result<&'a core_tensor::Node, Reject> {
