@@ -87,10 +87,11 @@ const STEPS: &[(&str, Step)] = &[
     ("test", test),
 ];
 
-/// Cargo as continuous integration wants it: what is built once needs no incremental state.
+/// Cargo as continuous integration wants it: what is built once needs no incremental state, and nobody steps through it with a debugger.
 fn cargo() -> Command {
     let mut cargo = command::cargo();
     cargo.env("CARGO_INCREMENTAL", "0");
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only").env("CARGO_PROFILE_TEST_DEBUG", "line-tables-only");
     cargo
 }
 
@@ -192,7 +193,8 @@ fn on_lavapipe(mut tests: Command, bits: u32, chosen: bool) -> Result<Command, S
 fn widths(tests: &mut Tests) -> Result<(), String> {
     for bits in [128, 512] {
         let mut conformance = on_lavapipe(cargo(), bits, false)?;
-        conformance.args(["test", "--package", "polaris-tests", "--test", "conformance", "--"]);
+        // Of the whole workspace, so that its crates are built with the features that the step after this one builds them with.
+        conformance.args(["test", "--workspace", "--test", "conformance", "--"]);
         // What moves or computes single elements, and convolutions, whose lanes do not meet.
         for apart in ["device::images", "device::elements", "device::moves", "elementwise", "shape", "gather"] {
             conformance.args(["--skip", apart]);
