@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use models::llama::{ImportanceOptions, LlamaOptions, importances};
+use models::llama::{CalibrationOptions, LlamaOptions, importances};
 use models::quantize::write_importances;
 use serde_json::json;
 
@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         context: None,
         slots: 1,
     };
-    let collect = ImportanceOptions {
+    let collect = CalibrationOptions {
         context: arguments.context as usize,
         chunks: arguments.chunks.map(|chunks| chunks as usize),
         dataset: arguments.text.display().to_string(),

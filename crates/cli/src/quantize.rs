@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::fs;
+use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use core_tensor::{DType, FileAccess};
+use core_tensor::{DType, FileAccess, PartialFile};
 use loader_gguf::Gguf;
 use models::quantize::{
     Manifest, Planned, QuantizeOptions, TensorType, plan, quantize, read_importances, tensor_dtype,
@@ -146,15 +146,9 @@ fn manifest_path(output: &Path) -> PathBuf {
 
 /// Writes a small file so that nobody sees half of it.
 fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut partial = OsString::from(path);
-    partial.push(format!(".{}.partial", std::process::id()));
-    let partial = PathBuf::from(partial);
-    let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
-    written.map_err(|error| {
-        // The error that led here is the one to report.
-        let _ = fs::remove_file(&partial);
-        Failure::file(path, &error)
-    })
+    let mut file = PartialFile::create(path).map_err(|error| Failure::file(path, &error))?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.finish());
+    written.map_err(|error| Failure::file(path, &error))
 }
 
 #[derive(Debug, Default, Serialize)]

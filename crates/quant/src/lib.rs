@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod gptq;
 mod importance;
 mod mixture;
 

@@ -68,12 +68,23 @@ pub fn build(
 pub(crate) struct Tap {
     /// The names of the matrices' tensors.
     pub(crate) names: Vec<String>,
-    /// The number of the graph's output with the sums of squares of the activations' columns, f32 `[columns, 1]`.
+    /// Columns of the activations.
+    pub(crate) columns: usize,
+    /// The number of the graph's output with the sums.
     pub(crate) output: usize,
 }
 
-/// As [`build`], with outputs that sum the squares of what meets the layers' matrices, over the rows of the step. What comes
-/// behind the last attention is computed for the rows whose logits are asked for alone.
+/// What is summed up of what meets a matrix, over the rows of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// The squares of the columns, f32 `[columns, 1]`.
+    Squares,
+    /// The products of the columns with each other, all rows scaled to a mean square of 1, f32 `[columns, columns]`.
+    Products,
+}
+
+/// As [`build`], with outputs that sum what meets the layers' matrices. What comes behind the last attention is computed for the rows whose logits
+/// are asked for alone.
 ///
 /// # Errors
 /// As [`build`].
@@ -82,6 +93,7 @@ pub(crate) fn build_tapped(
     source: &dyn WeightSource,
     kv_dtype: KvDType,
     context: usize,
+    sums: Sums,
 ) -> Result<(Graph, Vec<Tap>), Error> {
     let Assembled { mut graph, products } = assemble(config, source, kv_dtype, context)?;
     let table = NameTable::gguf(config.architecture);
@@ -100,12 +112,27 @@ pub(crate) fn build_tapped(
             }
             continue;
         }
-        let columns = graph.add(&format!("{name}.columns"), Op::Transpose(Transpose { perm: vec![1, 0] }), &[x])?;
-        let op = Op::Reduce(Reduce { kind: ReduceKind::SumSquare });
-        let sums = graph.add(&format!("{name}.squares"), op, &[columns])?;
+        let turn = Transpose { perm: vec![1, 0] };
+        let count = graph.tensor_type(x).and_then(|(_, shape)| shape.last()?.as_num()).unwrap_or(0);
+        let y = match sums {
+            Sums::Squares => {
+                let columns = graph.add(&format!("{name}.columns"), Op::Transpose(turn), &[x])?;
+                let op = Op::Reduce(Reduce { kind: ReduceKind::SumSquare });
+                graph.add(&format!("{name}.squares"), op, &[columns])?
+            }
+            Sums::Products => {
+                // A few tokens are some thousand times as large as the others, and the layers behind scale all to the same size.
+                let ones = graph.weight("ones", Weight::stored(Tensor::from_slice(&[count], &vec![1.0f32; count])?));
+                let op = Op::RmsNormalization(RmsNormalization { epsilon: 1e-6 });
+                let x = graph.add(&format!("{name}.scaled"), op, &[x, ones])?;
+                let columns = graph.add(&format!("{name}.columns"), Op::Transpose(turn), &[x])?;
+                let op = Op::MatMul(MatMul { transpose_b: false });
+                graph.add(&format!("{name}.products"), op, &[columns, x])?
+            }
+        };
         let output = graph.outputs().len();
-        graph.output(sums);
-        taps.push((x, Tap { names: vec![name], output }));
+        graph.output(y);
+        taps.push((x, Tap { names: vec![name], columns: count, output }));
     }
     Ok((graph, taps.into_iter().map(|(_, tap)| tap).collect()))
 }

@@ -2,11 +2,11 @@
 //!
 //! [`Llama`] is the pipeline. Everything about a model comes from the file's metadata.
 
+mod calibration;
 mod chat;
 mod config;
 mod generation;
 mod graph;
-mod importances;
 mod names;
 mod options;
 mod perplexity;
@@ -17,10 +17,10 @@ mod weights;
 
 pub use crate::chat_template::Message;
 pub use crate::sampler::SamplerOptions;
+pub use calibration::{CalibrationOptions, FeedbackOptions, OnChunk, TextCalibration, importances};
 pub use chat::{Chat, ChatOptions};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
 pub use graph::{CANDIDATES, MAX_ROWS, bounds, build};
-pub use importances::{ImportanceOptions, importances};
 pub use options::{
     ContextFull, DEFAULT_CONTEXT, FinishReason, GenerateOptions, Generation, KvDType, LlamaOptions, Piece, Timings,
 };

@@ -9,7 +9,7 @@ use loader_gguf::Gguf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Planned, QuantizeOptions};
+use super::{Calibration, Planned, QuantizeOptions};
 use crate::Error;
 
 /// What a file is.
@@ -105,10 +105,13 @@ pub struct Settings {
     /// The file of the importances.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<String>,
+    /// The text that errors were made up for with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 impl Settings {
-    pub(super) fn of(options: &QuantizeOptions) -> Settings {
+    pub(super) fn of(options: &QuantizeOptions, calibration: Option<&dyn Calibration>) -> Settings {
         Settings {
             mixture: options.mixture.name().to_owned(),
             pure: options.assign.pure,
@@ -116,6 +119,7 @@ impl Settings {
             embedding_type: options.assign.embedding.map(|dtype| dtype.to_string()),
             tensor_types: options.tensor_types.iter().map(|t| format!("{}={}", t.pattern(), t.dtype)).collect(),
             imatrix: options.importances.as_ref().map(|(_, file)| file.clone()),
+            calibration: calibration.map(|calibration| calibration.dataset().to_owned()),
         }
     }
 }
@@ -175,8 +179,7 @@ impl Manifest {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// The root of the squared error over all tensors, relative to that of the squares of those that changed, weighted by
-    /// nothing: what the worst tensors lose shows in their own figures.
+    /// The tensor that lost most, by its own relative error; none where there are no tensors.
     #[must_use]
     pub fn worst(&self) -> Option<&TensorRecord> {
         self.tensors.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error))

@@ -6,13 +6,14 @@ mod tensors;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use core_tensor::{DType, FileAccess};
 use fancy_regex::Regex;
 use loader_gguf::{GgmlType, Gguf, GgufError, GgufWriter};
 use polaris_quant::block::ENCODED;
+use polaris_quant::gptq::{self, Feedback};
 use polaris_quant::{AssignOptions, Importances, Mixture, ModelFacts, TensorFacts, assign};
 
 use crate::Error;
@@ -179,6 +180,19 @@ fn model_facts(model: &Gguf) -> Result<ModelFacts, Error> {
     Ok(ModelFacts { layers: number("block_count")?, heads, kv_heads, experts: number("expert_count")?, architecture })
 }
 
+/// What says how the inputs of a model's matrices go together.
+pub trait Calibration: Sync {
+    /// What it was made from (a path).
+    fn dataset(&self) -> &str;
+
+    /// For the first of some tensors, the others being those that will be asked for next, in their order; none where nothing is known of its
+    /// inputs. This may take long: it asks whether it is to stop.
+    ///
+    /// # Errors
+    /// When it fails, and [`Error::Cancelled`] when it was stopped.
+    fn feedback(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error>;
+}
+
 /// Told while a model is quantized: bytes of the source done and in all, and the tensor that is worked on. `Break` cancels.
 pub type QuantizeProgress<'a> = dyn FnMut(u64, u64, &str) -> ControlFlow<()> + Send + 'a;
 
@@ -196,6 +210,21 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut QuantizeProgress<'_>,
 ) -> Result<Manifest, Error> {
+    quantize_calibrated(input, output, options, None, progress)
+}
+
+/// As [`quantize`], but matrices of which the calibration knows the inputs are rounded so that errors make up for each other
+/// ([`polaris_quant::gptq`]). What the calibration holds comes to the memory.
+///
+/// # Errors
+/// As [`quantize`], and when the calibration fails.
+pub fn quantize_calibrated(
+    input: &Path,
+    output: &Path,
+    options: &QuantizeOptions,
+    calibration: Option<&dyn Calibration>,
+    progress: &mut QuantizeProgress<'_>,
+) -> Result<Manifest, Error> {
     let start = Instant::now();
     let model = Gguf::open(input, options.access)?;
     let planned = plan(&model, options)?;
@@ -209,16 +238,25 @@ pub fn quantize(
     let records: Mutex<Vec<TensorRecord>> = Mutex::new(Vec::with_capacity(planned.len()));
     let mut writer = GgufWriter::new();
     metadata(&mut writer, &model, options)?;
-    for tensor in &planned {
+    let fed_back =
+        |tensor: &Planned| gptq::has_feedback(tensor.to) && tensor.from != tensor.to && tensor.shape.len() == 2;
+    for (at, tensor) in planned.iter().enumerate() {
         let ggml_type = GgmlType::from_dtype(tensor.to).ok_or_else(|| Error::Tensor {
             path: output.to_owned(),
             name: tensor.name.clone(),
             reason: format!("{} has no number in GGUF files", tensor.to),
         })?;
         let importance = importance(options, tensor)?;
-        let (job, model, records) = (&job, &model, &records);
+        let (job, model, records, planned) = (&job, &model, &records, &planned);
         writer.stream(&tensor.name, ggml_type, &tensor.shape, move |out| {
-            let record = job.tensor(model, tensor, importance.as_deref(), out)?;
+            let mut feedback = None;
+            if let Some(calibration) = calibration.filter(|_| fed_back(tensor)) {
+                let upcoming: Vec<&str> =
+                    planned[at..].iter().filter(|tensor| fed_back(tensor)).map(|tensor| tensor.name.as_str()).collect();
+                let found = calibration.feedback(&upcoming, &|| job.stopped());
+                feedback = found.map_err(|error| job.fail(error))?;
+            }
+            let record = job.tensor(model, tensor, importance.as_deref(), feedback.as_deref(), out)?;
             if let Ok(mut records) = records.lock() {
                 records.push(record);
             }
@@ -247,7 +285,7 @@ pub fn quantize(
         polaris: env!("CARGO_PKG_VERSION").to_owned(),
         source: hashes?,
         result: FileRecord::of(output, options.hash, &|| false)?,
-        settings: Settings::of(options),
+        settings: Settings::of(options, calibration),
         tensors: records.into_inner().unwrap_or_default(),
         seconds: start.elapsed().as_secs_f64(),
     })

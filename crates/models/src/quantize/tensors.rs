@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use core_tensor::{DType, Tensor, decode_f32};
 use loader_gguf::Gguf;
 use polaris_quant::block::encode;
+use polaris_quant::gptq::{self, Feedback};
 
 use super::{Planned, QuantizeProgress, TensorRecord};
 use crate::Error;
@@ -59,7 +60,7 @@ impl<'a> Job<'a> {
     }
 
     /// Notes why a tensor cannot be written, for which an error of writing stands.
-    fn fail(&self, error: Error) -> io::Error {
+    pub(super) fn fail(&self, error: Error) -> io::Error {
         self.stop();
         if let Ok(mut failure) = self.failure.lock() {
             failure.get_or_insert(error);
@@ -83,6 +84,7 @@ impl<'a> Job<'a> {
         model: &Gguf,
         planned: &Planned,
         importance: Option<&[f32]>,
+        feedback: Option<&Feedback>,
         out: &mut dyn Write,
     ) -> io::Result<TensorRecord> {
         let fault = |reason: String| {
@@ -97,6 +99,9 @@ impl<'a> Job<'a> {
         // Importances differ from matrix to matrix: a slab ends where a matrix ends.
         let matrix = planned.shape.iter().rev().nth(1).copied().unwrap_or(1).max(1);
         let step = (SLAB / columns.max(1)).clamp(1, rows.max(1));
+        if let Some(feedback) = feedback.filter(|feedback| feedback.columns() != columns) {
+            return Err(fault(format!("its inputs have {} columns, it has {columns}", feedback.columns())));
+        }
         let mut loss = Loss::default();
         let mut encoded = Vec::new();
         let mut row = 0;
@@ -112,7 +117,7 @@ impl<'a> Job<'a> {
             } else {
                 let importance = importance.and_then(|all| all.get(row / matrix * columns..)?.get(..columns));
                 encoded.resize((end - row) * to, 0);
-                let slab = Slab { from: planned.from, to: planned.to, columns, importance };
+                let slab = Slab { from: planned.from, to: planned.to, columns, importance, feedback };
                 let found = self.slab(&slab, bytes, &mut encoded).map_err(&fault)?;
                 loss.noise += found.noise;
                 loss.power += found.power;
@@ -150,6 +155,7 @@ struct Slab<'a> {
     to: DType,
     columns: usize,
     importance: Option<&'a [f32]>,
+    feedback: Option<&'a Feedback>,
 }
 
 impl Slab<'_> {
@@ -161,7 +167,9 @@ impl Slab<'_> {
     /// One thread's rows.
     fn rows(&self, bytes: &[u8], out: &mut [u8], stopped: &dyn Fn() -> bool) -> Result<Loss, String> {
         let (from, to) = self.row_bytes();
-        let step = (PIECE / self.columns.max(1)).max(1);
+        // Rows that make up for their errors are rounded several at a time.
+        let least = if self.feedback.is_some() { 8 } else { 1 };
+        let step = (PIECE / self.columns.max(1)).max(least);
         let mut loss = Loss::default();
         for (bytes, out) in bytes.chunks(step * from).zip(out.chunks_mut(step * to)) {
             if stopped() {
@@ -169,7 +177,11 @@ impl Slab<'_> {
             }
             let count = bytes.len() / from.max(1) * self.columns;
             let values = decode_f32(self.from, bytes, count).map_err(|error| error.to_string())?;
-            encode(self.to, &values, self.columns, self.importance, out).map_err(|error| error.to_string())?;
+            let encoded = match self.feedback {
+                Some(feedback) => gptq::encode(self.to, &values, feedback, out),
+                None => encode(self.to, &values, self.columns, self.importance, out),
+            };
+            encoded.map_err(|error| error.to_string())?;
             let decoded = decode_f32(self.to, out, count).map_err(|error| error.to_string())?;
             let (noise, power) = differences(&values, &decoded);
             loss.noise += noise;

@@ -31,7 +31,7 @@ fn in_order<const N: usize, const G: usize>(q: &[[Lanes; N]; G]) -> [u8; 256] {
 
 /// Two bits of each code from bit 0 on: four runs of 32 weights share 32 bytes.
 #[inline(always)]
-fn two_bits(q: &[u8; 256]) -> [u8; 64] {
+pub(crate) fn two_bits(q: &[u8; 256]) -> [u8; 64] {
     let mut qs = [0; 64];
     for (i, run) in q.chunks_exact(32).enumerate() {
         for (byte, q) in qs[i / 4 * 32..].iter_mut().zip(run) {
@@ -43,7 +43,7 @@ fn two_bits(q: &[u8; 256]) -> [u8; 64] {
 
 /// The low four bits of each code: two runs of 32 weights share 32 bytes.
 #[inline(always)]
-fn four_bits(q: &[u8; 256]) -> [u8; 128] {
+pub(crate) fn four_bits(q: &[u8; 256]) -> [u8; 128] {
     let mut qs = [0; 128];
     for (bytes, pair) in qs.chunks_exact_mut(32).zip(q.chunks_exact(64)) {
         let (low, high) = pair.split_at(32);
@@ -56,7 +56,7 @@ fn four_bits(q: &[u8; 256]) -> [u8; 128] {
 
 /// Bit `bit` of each code: eight runs of 32 weights share 32 bytes.
 #[inline(always)]
-fn one_bit(q: &[u8; 256], bit: usize) -> [u8; 32] {
+pub(crate) fn one_bit(q: &[u8; 256], bit: usize) -> [u8; 32] {
     let mut out = [0; 32];
     for (i, run) in q.chunks_exact(32).enumerate() {
         for (byte, q) in out.iter_mut().zip(run) {
@@ -149,6 +149,23 @@ impl Encoder for BlockQ5K {
     }
 }
 
+/// The low four and the high two bits of six-bit codes: four runs of 32 weights share 64 and 32 bytes.
+#[inline(always)]
+pub(crate) fn q6_bits(q: &[u8; 256]) -> ([u8; 128], [u8; 64]) {
+    let (mut ql, mut qh) = ([0; 128], [0; 64]);
+    for (h, half) in q.chunks_exact(128).enumerate() {
+        for (k, run) in half.chunks_exact(32).enumerate() {
+            for (byte, q) in ql[64 * h + 32 * (k % 2)..].iter_mut().zip(run) {
+                *byte |= (q & 15) << (k / 2 * 4);
+            }
+            for (byte, q) in qh[32 * h..].iter_mut().zip(run) {
+                *byte |= (q >> 4) << (k * 2);
+            }
+        }
+    }
+    (ql, qh)
+}
+
 impl Encoder for BlockQ6K {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
@@ -157,19 +174,10 @@ impl Encoder for BlockQ6K {
         let found = [0, 1].map(|g| scale::<16, W, Integers<32>>(&groups[g], &starts, 1));
         let block = scaled::<16, 2, W, Integers<32>, 128>(&groups, found, 1);
         let q = in_order(&block.q);
-        let mut packed = BlockQ6K { ql: [0; 128], qh: [0; 64], scales: [0; 16], d: F16Le::from_f32(block.d) };
+        let (ql, qh) = q6_bits(&q);
+        let mut packed = BlockQ6K { ql, qh, scales: [0; 16], d: F16Le::from_f32(block.d) };
         for (i, scale) in packed.scales.iter_mut().enumerate() {
             *scale = block.scales[i / LANES].0[i % LANES] as i8;
-        }
-        for (h, half) in q.chunks_exact(128).enumerate() {
-            for (k, run) in half.chunks_exact(32).enumerate() {
-                for (byte, q) in packed.ql[64 * h + 32 * (k % 2)..].iter_mut().zip(run) {
-                    *byte |= (q & 15) << (k / 2 * 4);
-                }
-                for (byte, q) in packed.qh[32 * h..].iter_mut().zip(run) {
-                    *byte |= (q >> 4) << (k * 2);
-                }
-            }
         }
         out[0] = packed;
     }

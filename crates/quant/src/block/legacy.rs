@@ -21,7 +21,7 @@ pub(crate) fn nibbles(q: &[u8; 32]) -> [u8; 16] {
 
 /// The fifth bits, a little-endian u32.
 #[inline(always)]
-fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
+pub(crate) fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
     let mut bits = 0;
     for (j, q) in q.iter().enumerate() {
         bits |= u32::from(q >> 4 & 1) << j;

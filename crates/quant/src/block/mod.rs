@@ -9,6 +9,7 @@ mod grid;
 mod k_quants;
 mod lanes;
 mod legacy;
+mod recode;
 mod search;
 mod super_block;
 mod ternary;
@@ -19,6 +20,8 @@ use core_tensor::block::{
 };
 use core_tensor::{BlockFormat, DType};
 use half::slice::HalfFloatSliceExt;
+
+pub(crate) use recode::Codes;
 
 /// The dtypes that [`encode`] writes.
 pub const ENCODED: [DType; 18] = {
@@ -102,7 +105,7 @@ pub enum EncodeError {
 }
 
 /// A block that knows how to be made.
-trait Encoder: bytemuck::Pod {
+pub(crate) trait Encoder: bytemuck::Pod {
     /// Encodes as many blocks as `out` has from `values`, at most 256 weights. `importance(at)` begins with the importances
     /// of the sub-block that begins at `values[at]`; it is asked only where `W`.
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]);
@@ -170,7 +173,7 @@ pub fn encode_with_threads(
 }
 
 /// The bytes of a row, when all lengths fit.
-fn check(dtype: DType, values: usize, columns: usize, bytes: usize) -> Result<usize, EncodeError> {
+pub(crate) fn check(dtype: DType, values: usize, columns: usize, bytes: usize) -> Result<usize, EncodeError> {
     if !ENCODED.contains(&dtype) {
         return Err(EncodeError::Unsupported(dtype));
     }
@@ -183,7 +186,7 @@ fn check(dtype: DType, values: usize, columns: usize, bytes: usize) -> Result<us
 }
 
 /// Importances with a mean of one, and a floor: no column counts for nothing at all.
-fn normalized(importance: &[f32], columns: usize) -> Result<Vec<f32>, EncodeError> {
+pub(crate) fn normalized(importance: &[f32], columns: usize) -> Result<Vec<f32>, EncodeError> {
     if importance.len() != columns {
         return Err(EncodeError::Importances { importances: importance.len(), columns });
     }
@@ -197,6 +200,13 @@ fn normalized(importance: &[f32], columns: usize) -> Result<Vec<f32>, EncodeErro
     })
 }
 
+/// Fails where a weight of rows, of which the first has the number `first_row`, is no finite number.
+pub(crate) fn check_finite(values: &[f32], columns: usize, first_row: usize) -> Result<(), EncodeError> {
+    let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let (row, column) = (first_row + at / columns, at % columns);
+    Err(EncodeError::NotFinite { row, column, value: values[at] })
+}
+
 /// Encodes whole rows, of which the first has the number `first_row` in messages.
 fn encode_rows(
     dtype: DType,
@@ -206,10 +216,7 @@ fn encode_rows(
     first_row: usize,
     out: &mut [u8],
 ) -> Result<(), EncodeError> {
-    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        let (row, column) = (first_row + at / columns, at % columns);
-        return Err(EncodeError::NotFinite { row, column, value: values[at] });
-    }
+    check_finite(values, columns, first_row)?;
     use BlockFormat as B;
     match dtype {
         DType::F32 => {

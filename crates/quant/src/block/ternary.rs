@@ -3,6 +3,7 @@
 use core_tensor::block::{BlockTq1_0, BlockTq2_0, F16Le};
 
 use super::Encoder;
+use super::k_quants::two_bits;
 use super::lanes::through_f16;
 
 /// Magnitudes are sorted into this many classes.
@@ -70,27 +71,24 @@ fn block<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f
     encode(&x, Some(&w))
 }
 
+/// Codes as digits of base three, five and four to a byte.
+pub(crate) fn threes(q: &[u8; 256]) -> ([u8; 48], [u8; 4]) {
+    let byte = |first: usize, stride: usize, digits: usize| {
+        let number =
+            (0..5).fold(0u32, |number, n| number * 3 + if n < digits { u32::from(q[first + n * stride]) } else { 0 });
+        // The fraction number/243 in 256ths, rounded up.
+        ((number * 256).div_ceil(243)) as u8
+    };
+    let qs = std::array::from_fn(|m| if m < 32 { byte(m, 32, 5) } else { byte(160 + m - 32, 16, 5) });
+    (qs, std::array::from_fn(|m| byte(240 + m, 4, 4)))
+}
+
 impl Encoder for BlockTq1_0 {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
         let (d, q) = block::<W>(values, importance);
-        let byte = |first: usize, stride: usize, digits: usize| {
-            let number = (0..5)
-                .fold(0u32, |number, n| number * 3 + if n < digits { u32::from(q[first + n * stride]) } else { 0 });
-            // The fraction number/243 in 256ths, rounded up.
-            ((number * 256).div_ceil(243)) as u8
-        };
-        let mut packed = BlockTq1_0 { qs: [0; 48], qh: [0; 4], d };
-        for m in 0..32 {
-            packed.qs[m] = byte(m, 32, 5);
-        }
-        for m in 0..16 {
-            packed.qs[32 + m] = byte(160 + m, 16, 5);
-        }
-        for m in 0..4 {
-            packed.qh[m] = byte(240 + m, 4, 4);
-        }
-        out[0] = packed;
+        let (qs, qh) = threes(&q);
+        out[0] = BlockTq1_0 { qs, qh, d };
     }
 }
 
@@ -98,12 +96,6 @@ impl Encoder for BlockTq2_0 {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
         let (d, q) = block::<W>(values, importance);
-        let mut qs = [0; 64];
-        for (i, run) in q.chunks_exact(32).enumerate() {
-            for (byte, q) in qs[i / 4 * 32..].iter_mut().zip(run) {
-                *byte |= q << (i % 4 * 2);
-            }
-        }
-        out[0] = BlockTq2_0 { qs, d };
+        out[0] = BlockTq2_0 { qs: two_bits(&q), d };
     }
 }
