@@ -158,8 +158,8 @@ pub enum Error {
     /// There is nothing to evaluate.
     #[error("the prompt is empty, and this model adds no token to begin a text with")]
     EmptyPrompt,
-    /// A text is too short to measure perplexity on.
-    #[error("perplexity over a context of {context} needs at least {needed} tokens, the text has {tokens}")]
+    /// A text has not one chunk of tokens.
+    #[error("with a context of {context} the text needs at least {needed} tokens, it has {tokens}")]
     TextTooShort {
         /// Tokens of the text.
         tokens: usize,
