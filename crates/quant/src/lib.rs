@@ -25,7 +25,9 @@
 pub mod block;
 pub mod gptq;
 mod importance;
+pub mod mixed;
 mod mixture;
+pub mod plot;
 
 pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

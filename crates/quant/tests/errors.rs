@@ -40,14 +40,18 @@ fn importance() -> Vec<f32> {
     uniforms(3, COLUMNS).iter().map(|u| (u + 0.05).powi(-2) as f32).collect()
 }
 
-/// The (weighted) squared error, relative to the (weighted) squares.
+/// The squared error relative to the squares, weighted by what the encoder minimizes: importances; without them the squares of
+/// the weights for IQ4_NL and IQ4_XS, and nothing for all others.
 fn error(dtype: DType, weights: &[f32], columns: usize, importance: Option<&[f32]>) -> f64 {
     let mut bytes = vec![0; weights.len() / columns * dtype.row_bytes(columns).expect("whole blocks")];
     encode(dtype, weights, columns, importance, &mut bytes).expect("it has an encoder");
     let decoded = decode_f32(dtype, &bytes, weights.len()).expect("it has a decoder");
     let (mut noise, mut power) = (0.0, 0.0);
+    // What an error of a weight counts where nothing is known of its column.
+    let by_squares = matches!(dtype, DType::Block(BlockFormat::IQ4_NL | BlockFormat::IQ4_XS));
+    let unknown = |x: f32| if by_squares { f64::from(x).powi(2) } else { 1.0 };
     for (i, (x, y)) in weights.iter().zip(&decoded).enumerate() {
-        let w = importance.map_or(1.0, |w| f64::from(w[i % columns]));
+        let w = importance.map_or(unknown(*x), |w| f64::from(w[i % columns]));
         noise += w * (f64::from(*x) - f64::from(*y)).powi(2);
         power += w * f64::from(*x).powi(2);
     }
@@ -72,7 +76,8 @@ fn no_encoder_loses_more_than_ggmls_quantizer() {
                 let line =
                     format!("{name} {dtype} {with} importances: {ours:.6e}, ggml {ggml:.6e}, {:.3}", ours / ggml);
                 println!("{line}");
-                if ours > ggml {
+                // Sums of the same errors in another order differ by a rounding: Q5_0 without importances is ggml's.
+                if ours > ggml * (1.0 + 1e-9) {
                     worse.push(line);
                 }
             }

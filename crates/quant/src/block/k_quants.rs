@@ -5,7 +5,7 @@ use core_tensor::block::{BlockIq4Xs, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, Blo
 use super::Encoder;
 use super::grid::{Integers, Iq4};
 use super::lanes::{Group, LANES, Lanes, codes};
-use super::legacy::{IQ4_STARTS, nibbles};
+use super::legacy::{IQ4_STARTS, IQ4_STARTS_BY_SQUARES, nibbles};
 use super::search::{affine, scale};
 use super::super_block::{Offset, offset, scaled};
 
@@ -186,9 +186,10 @@ impl Encoder for BlockQ6K {
 impl Encoder for BlockIq4Xs {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
-        let group = Group::<32, W>::load(values, importance);
-        let found = scale::<32, W, Iq4>(&group, &IQ4_STARTS, 1);
-        let block = scaled::<32, 1, W, Iq4, 32>(&[group], [found], 1);
+        let group = Group::<32, W>::load_by_squares(values, importance);
+        let starts: &[f32] = if W { &IQ4_STARTS } else { &IQ4_STARTS_BY_SQUARES };
+        let found = scale::<32, true, Iq4>(&group, starts, 1);
+        let block = scaled::<32, 1, true, Iq4, 32>(&[group], [found], 1);
         let (mut high, mut scales_l) = (0u16, [0; 4]);
         for i in 0..LANES {
             let s = (block.scales[0].0[i] + 32.0) as u8;

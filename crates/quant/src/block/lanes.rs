@@ -149,6 +149,28 @@ impl<const N: usize, const W: bool> Group<N, W> {
         group
     }
 
+    /// As [`Group::load`]; without importances weights count by their own squares, relative to the largest of their sub-block.
+    #[inline(always)]
+    pub(crate) fn load_by_squares<'a>(values: &[f32], importance: impl Fn(usize) -> &'a [f32]) -> Group<N, true> {
+        let Group { x, w } = Group::<N, W>::load(values, importance);
+        let mut group = Group { x, w };
+        if !W {
+            let inverse = Lanes::splat(1.0).over(group.peak().abs());
+            group.w = group.x.map(|x| (x * inverse) * (x * inverse));
+        }
+        group
+    }
+
+    /// The value of largest magnitude, with its sign; of several the first.
+    #[inline(always)]
+    pub(crate) fn peak(&self) -> Lanes {
+        let mut peak = self.x[0];
+        for x in &self.x {
+            peak = x.abs().greater(peak.abs(), *x, peak);
+        }
+        peak
+    }
+
     /// `w · v`.
     #[inline(always)]
     pub(crate) fn weigh(&self, j: usize, v: Lanes) -> Lanes {
@@ -159,17 +181,6 @@ impl<const N: usize, const W: bool> Group<N, W> {
     #[inline(always)]
     pub(crate) fn total(&self) -> Lanes {
         if W { self.w.iter().fold(Lanes::ZERO, |sum, w| sum + *w) } else { Lanes::splat(N as f32) }
-    }
-
-    /// The value of largest magnitude, with its sign.
-    #[inline(always)]
-    pub(crate) fn peak(&self) -> Lanes {
-        let (mut low, mut high) = (self.x[0], self.x[0]);
-        for x in &self.x {
-            low = low.min(*x);
-            high = high.max(*x);
-        }
-        high.greater(Lanes::ZERO - low, high, low)
     }
 
     /// The smallest and the largest value.

@@ -85,10 +85,17 @@ impl Encoder for BlockQ5_0 {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
         let group = Group::<32, W>::load(values, importance);
-        let starts: &[f32] =
-            if W { &[-17.0, -16.0, -15.0, -13.0, -20.0, 15.5, 18.0] } else { &[-16.5, -15.9, -15.2, 15.5] };
-        let d = scale::<32, W, Integers<16>>(&group, starts, 2).through_f16();
-        let q = encode::<32, W, Integers<16>>(&group, d);
+        let (d, q) = if W {
+            let starts = [-17.0, -16.0, -15.0, -13.0, -20.0, 15.5, 18.0];
+            let d = scale::<32, W, Integers<16>>(&group, &starts, 2).through_f16();
+            (d, encode::<32, W, Integers<16>>(&group, d))
+        } else {
+            // Without importances a scale of less error clips the largest weights, and language models lose by it.
+            let d = group.peak() * Lanes::splat(-1.0 / 16.0);
+            let inverse = Lanes::splat(1.0).over(d);
+            let q = group.x.map(|x| (x * inverse + Lanes::splat(16.5)).map(|v| v.min(31.0).trunc()));
+            (d.through_f16(), codes(&q))
+        };
         for (l, block) in out.iter_mut().enumerate() {
             *block = BlockQ5_0 { d: F16Le::from_f32(d.0[l]), qh: fifth_bits(&q[l]), qs: nibbles(&q[l]) };
         }
@@ -150,12 +157,20 @@ impl Encoder for BlockQ8_0 {
 /// Inverse scales that a search among the values of IQ4_NL and IQ4_XS starts from: which value the largest weight gets.
 pub(crate) const IQ4_STARTS: [f32; 8] = [-127.0, -118.0, -108.0, -137.0, -96.0, 113.0, 104.0, 122.0];
 
+/// The same where weights count by their squares: all of them keep the largest weight near the end of the range. Farther off
+/// a search fits the scale to a few large weights, and language models lose by it.
+pub(crate) const IQ4_STARTS_BY_SQUARES: [f32; 16] = [
+    -127.0, -126.0, -125.0, -124.0, -123.0, -122.0, -121.0, -120.0, -128.0, -129.0, -130.0, -131.0, -132.0, -133.0,
+    -134.0, 127.0,
+];
+
 impl Encoder for BlockIq4Nl {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
-        let group = Group::<32, W>::load(values, importance);
-        let d = scale::<32, W, Iq4>(&group, &IQ4_STARTS, 2).through_f16();
-        let q = encode::<32, W, Iq4>(&group, d);
+        let group = Group::<32, W>::load_by_squares(values, importance);
+        let starts: &[f32] = if W { &IQ4_STARTS } else { &IQ4_STARTS_BY_SQUARES };
+        let d = scale::<32, true, Iq4>(&group, starts, 2).through_f16();
+        let q = encode::<32, true, Iq4>(&group, d);
         for (l, block) in out.iter_mut().enumerate() {
             *block = BlockIq4Nl { d: F16Le::from_f32(d.0[l]), qs: nibbles(&q[l]) };
         }
