@@ -347,7 +347,7 @@ fn perplexity_is_that_of_the_second_half_of_each_chunk() {
     assert_eq!(told.len(), 3);
     assert_eq!(told[2], (3, 3, found.perplexity));
     let error = model.perplexity("short", &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
-    assert_eq!(error.to_string(), "perplexity over a context of 16 needs at least 32 tokens, the text has 5");
+    assert_eq!(error.to_string(), "with a context of 16 the text needs at least 32 tokens, it has 5");
     let large = PerplexityOptions { context: 65, chunks: None };
     assert!(model.perplexity(text, &large, &mut |_, _, _| ControlFlow::Continue(())).is_err());
 }
