@@ -65,7 +65,8 @@ pub(crate) struct GraphCompute {
     no_mmap: bool,
 }
 
-fn extent(text: &str) -> Result<(String, usize), String> {
+/// Parses NAME=N.
+pub(crate) fn extent(text: &str) -> Result<(String, usize), String> {
     let (name, number) = text.rsplit_once('=').ok_or("NAME=N is expected")?;
     let number = number.parse().map_err(|_| format!("{number:?} is no extent"))?;
     Ok((name.to_owned(), number))
@@ -218,6 +219,27 @@ impl Inputs {
         }
         Ok(all)
     }
+}
+
+/// Random inputs of a graph: the same for the same run. Extents that are open and have no number are 1.
+pub(crate) fn random_inputs(graph: &Graph, extents: &Bindings, run: u64) -> Result<Vec<Tensor>, Failure> {
+    let mut bindings = extents.clone();
+    let mut all = Vec::with_capacity(graph.inputs().len());
+    for (i, id) in graph.inputs().iter().enumerate() {
+        let value = graph.value(*id);
+        let failed = |reason: &str| Failure::Runtime(format!("input {:?}: {reason}", value.name));
+        let (dtype, shape) = value.ty.as_tensor().ok_or_else(|| failed("it is no tensor"))?;
+        let mut open = Vec::new();
+        shape.iter().for_each(|dim| dim.symbols(&mut |symbol| open.push(symbol.clone())));
+        for symbol in open {
+            if bindings.get(&symbol).is_none() {
+                bindings.set(&symbol, 1);
+            }
+        }
+        let seed = run.wrapping_mul(0x1_0001).wrapping_add(i as u64);
+        all.push(made(&Source::Random, dtype, shape, &bindings, seed).map_err(|reason| failed(&reason))?);
+    }
+    Ok(all)
 }
 
 /// A tensor that no file holds, or why there is none.

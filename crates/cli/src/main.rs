@@ -24,6 +24,7 @@ mod optimize;
 mod output;
 mod perplexity;
 mod quantize;
+mod quantize_graph;
 mod run;
 mod sampling;
 mod self_test;

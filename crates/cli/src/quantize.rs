@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 use core_tensor::{DType, FileAccess, PartialFile};
@@ -13,7 +14,8 @@ use loader_gguf::Gguf;
 use models::quantize::{
     Manifest, Planned, QuantizeOptions, TensorType, plan, quantize, read_importances, tensor_dtype,
 };
-use polaris_quant::{AssignOptions, Mixture};
+use polaris_quant::graph::GraphType;
+use polaris_quant::{AssignOptions, Mixture, UnknownMixture};
 use serde::Serialize;
 use serde_json::json;
 
@@ -21,6 +23,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::model::LoadBar;
 use crate::output::{self, bytes};
+use crate::quantize_graph::{Common, GraphArguments};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,24 +31,29 @@ Examples:
   polaris quantize model-f16.gguf model-q2.gguf --type Q2_K --imatrix imatrix.gguf
   polaris quantize model-f16.gguf model.gguf --type Q5_K_M --tensor-type 'ffn_down=q6_k' --tensor-type 'blk\\.0\\.=q8_0'
   polaris quantize model-f16.gguf model.gguf --type IQ4_XS --dry-run
+  polaris quantize model.onnx model-int8.onnx --type int8-dynamic
+  polaris quantize model.onnx model-int8.onnx --type int8 --calibrate folder-of-npy --calibration entropy
+  polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --gptq --calibrate text.txt
 
-Types: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S TQ2_0 TQ1_0.
-A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error. The result appears when it is
+Types of GGUF files: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S TQ2_0 TQ1_0.
+A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error.
+Types of graphs (.onnx, or an encoder's safetensors; written as .onnx): int8 (i8 weights, activations with ranges from calibration), int8-dynamic (ranges at
+each run), int8-weights (f32 activations), int4-g32 int4-g64 int4-g128 (4-bit weights, one scale for so many). onnxruntime runs them, too. The result appears when it is
 complete, with OUT.manifest.json beside it: sha256 of source and result, settings, the error of each tensor. `polaris verify` checks it.";
 
-/// Make a GGUF model smaller
+/// Make a model smaller: GGUF to GGUF, ONNX or safetensors to ONNX
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// GGUF file; of a model split over several files, any of them
+    /// GGUF file (of a model split over several files, any of them), ONNX file, or an encoder's safetensors or folder
     #[arg(value_name = "IN")]
     input: PathBuf,
     /// The file to write
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// What most tensors become, and by which rules others become something else
-    #[arg(long = "type", value_name = "TYPE", ignore_case = true)]
-    mixture: Mixture,
+    #[arg(long = "type", value_name = "TYPE")]
+    target: Target,
     /// Importances of columns (`polaris imatrix`, or llama.cpp's; GGUF or .dat): errors count by them
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
@@ -82,11 +90,54 @@ pub(crate) struct Arguments {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    graph: GraphArguments,
+}
+
+/// What a model becomes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// GGUF's tensors, by the rules of a mixture.
+    Blocks(Mixture),
+    /// A graph.
+    Graph(GraphType),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Target, String> {
+        let unknown = match name.parse() {
+            Ok(mixture) => return Ok(Target::Blocks(mixture)),
+            Err(UnknownMixture(name)) => name,
+        };
+        let blocks = Mixture::ALL.map(Mixture::name).join(", ");
+        let graphs = GraphType::ALL.map(|ty| ty.to_string()).join(", ");
+        let unknown = |_| format!("{unknown:?} is no type; GGUF files have {blocks}; graphs {graphs}");
+        name.parse().map(Target::Graph).map_err(unknown)
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
-    let options = options(arguments)?;
+    let gguf = arguments.input.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let mixture = match arguments.target {
+        Target::Blocks(mixture) if gguf || !is_graph(&arguments.input) => mixture,
+        Target::Blocks(mixture) => {
+            let name = mixture.name();
+            return Err(Failure::Usage(format!(
+                "{name} is a type of GGUF files, and {} is none: graphs become int8, int8-dynamic, int8-weights, int4-g32, int4-g64 or int4-g128",
+                arguments.input.display()
+            )));
+        }
+        Target::Graph(ty) if gguf => {
+            return Err(Failure::Usage(format!(
+                "{ty} is a type of graphs; a GGUF file becomes Q8_0, Q4_K_M and so on"
+            )));
+        }
+        Target::Graph(ty) => return run_graph(ty, arguments, &interrupt),
+    };
+    let options = options(arguments, mixture)?;
     if arguments.dry_run {
         let model = Gguf::open(&arguments.input, options.access)?;
         return show_plan(&plan(&model, &options)?, arguments.json);
@@ -98,7 +149,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    let manifest = manifest?;
+    finish(manifest?, arguments)
+}
+
+/// Whether a path is that of a format with graphs.
+fn is_graph(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+    path.is_dir() || matches!(ending.as_deref(), Some("onnx" | "safetensors"))
+}
+
+fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Failure> {
+    let other = [
+        ("--imatrix", arguments.imatrix.is_some()),
+        ("--tensor-type", !arguments.tensor_types.is_empty()),
+        ("--output-type", arguments.output_type.is_some()),
+        ("--embedding-type", arguments.embedding_type.is_some()),
+        ("--pure", arguments.pure),
+        ("--leave-output", arguments.leave_output),
+        ("--allow-requantize", arguments.allow_requantize),
+        ("--dry-run", arguments.dry_run),
+    ];
+    if let Some((name, _)) = other.iter().find(|(_, given)| *given) {
+        return Err(Failure::Usage(format!("{name} is for GGUF files, and {ty} is a type of graphs")));
+    }
+    let _busy = interrupt.busy();
+    let common = Common {
+        input: &arguments.input,
+        output: &arguments.output,
+        threads: arguments.threads,
+        access: if arguments.no_mmap { FileAccess::Read } else { FileAccess::Map },
+        hash: !arguments.no_manifest,
+    };
+    finish(arguments.graph.run(ty, &common, interrupt)?, arguments)
+}
+
+/// Writes the manifest, and tells what became of the model.
+fn finish(manifest: Manifest, arguments: &Arguments) -> Result<(), Failure> {
     let path = (!arguments.no_manifest).then(|| manifest_path(&arguments.output));
     if let Some(path) = &path {
         write_whole(path, &manifest.to_json())?;
@@ -111,12 +197,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     output::write(&as_text(&manifest))
 }
 
-fn options(arguments: &Arguments) -> Result<QuantizeOptions, Failure> {
+fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, Failure> {
     let importances = match &arguments.imatrix {
         Some(path) => Some((read_importances(path)?, path.display().to_string())),
         None => None,
     };
-    let mut options = QuantizeOptions::new(arguments.mixture);
+    let mut options = QuantizeOptions::new(mixture);
     options.assign = AssignOptions {
         importance: importances.is_some(),
         pure: arguments.pure,
@@ -203,7 +289,7 @@ fn as_text(manifest: &Manifest) -> String {
         let (name, error) = (&worst.name, worst.relative_error * 100.0);
         let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({name}, {})", worst.to);
     }
-    let after = manifest.result.bytes;
+    let after = manifest.result.bytes + manifest.beside.iter().map(|file| file.bytes).sum::<u64>();
     let smaller = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
     let _ = writeln!(
         text,

@@ -9,7 +9,9 @@ use core_tensor::op::{
     Reduce, ReduceKind, Reshape, RmsNormalization, Scalar, Slice, Softmax, TensorAttention, TopK, Transpose, Trilu,
     Unary, Where, Window,
 };
-use core_tensor::{Bindings, DType, Dim, Graph, HostStates, Interpreter, StateDecl, Tensor, ValueId, Weight};
+use core_tensor::{
+    Bindings, BlockFormat, DType, Dim, Graph, HostStates, Interpreter, StateDecl, Tensor, ValueId, Weight,
+};
 use loader_onnx::export::{ExportError, write, write_with};
 use loader_onnx::{FileAccess, ImportOptions, OnnxModel};
 
@@ -225,6 +227,73 @@ fn choices_and_functions_survive() {
         g.output(id);
     }
     assert_survives(g, "functions");
+}
+
+/// A weight in blocks of 32 with scales that repeat along each row so often.
+fn blocks(graph: &mut Graph, format: BlockFormat, shape: [usize; 2], repeated: usize) -> ValueId {
+    let bytes = format.block_bytes();
+    let mut all = vec![0u8; shape[0] * shape[1] / 32 * bytes];
+    for (i, block) in all.chunks_mut(bytes).enumerate() {
+        let scale = half::f16::from_f32(0.01 * (1 + i / repeated) as f32);
+        block[..2].copy_from_slice(&scale.to_le_bytes());
+        block[2..].iter_mut().enumerate().for_each(|(j, byte)| *byte = (i * 31 + j * 47 + 5) as u8);
+    }
+    let tensor = Tensor::from_bytes(DType::Block(format), &shape, &all).unwrap();
+    graph.weight("blocks", Weight::stored(tensor))
+}
+
+#[test]
+fn weights_in_blocks_survive_bit_for_bit_with_as_few_scales_as_they_have() {
+    for (format, repeated, group) in [
+        (BlockFormat::Q4_0, 1, 32),
+        (BlockFormat::Q4_0, 2, 64),
+        (BlockFormat::Q4_0, 4, 128),
+        (BlockFormat::Q8_0, 1, 32),
+    ] {
+        let mut g = Graph::new("blocks");
+        let x = g.input("x", DType::F32, &[sym("batch"), 128.into()]);
+        let ids = g.input("ids", DType::I64, &[sym("batch"), sym("tokens")]);
+        let w = blocks(&mut g, format, [3, 128], repeated);
+        let y = g.add("y", Op::MatMul(MatMul { transpose_b: true }), &[x, w]).unwrap();
+        let rows = g.add("rows", Op::Gather(Gather::rows()), &[w, ids]).unwrap();
+        g.output(y);
+        g.output(rows);
+        let stored = g.weights().next().unwrap().1.to_tensor().unwrap();
+        let folder = Folder::new(&format!("blocks-{format}-{group}"));
+        let path = folder.0.join("model.onnx");
+        write(&g, &path).unwrap();
+        let model = OnnxModel::open(&path, FileAccess::Map).unwrap();
+        assert_eq!(model.opset("com.microsoft"), Some(1));
+        let scales: Vec<usize> = model
+            .initializers()
+            .filter(|(name, _)| name.ends_with("scale"))
+            .map(|(_, data)| match data.unwrap() {
+                loader_onnx::TensorData::Tensor(tensor) => tensor.len(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(scales, [3 * 128 / group]);
+        let again = model.graph(&ImportOptions::default()).unwrap();
+        let found: Vec<_> = again.weights().filter(|(_, weight)| weight.dtype().is_block()).collect();
+        assert_eq!(found.len(), 2);
+        for (_, weight) in found {
+            assert_eq!(weight.to_tensor().unwrap().bytes(), stored.bytes(), "{format}, groups of {group}");
+        }
+        assert_survives(g, &format!("again-{format}-{group}"));
+    }
+}
+
+#[test]
+fn other_blocks_are_refused() {
+    let mut g = Graph::new("blocks");
+    let x = g.input("x", DType::F32, &[sym("batch"), 128.into()]);
+    let w = blocks(&mut g, BlockFormat::Q5_0, [3, 128], 1);
+    let y = g.add("y", Op::MatMul(MatMul { transpose_b: true }), &[x, w]).unwrap();
+    g.output(y);
+    let folder = Folder::new("other-blocks");
+    let error = write(&g, &folder.0.join("model.onnx")).unwrap_err();
+    assert!(matches!(error, ExportError::DType { .. }), "{error}");
+    assert!(folder.names().is_empty());
 }
 
 #[test]

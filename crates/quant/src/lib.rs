@@ -2,7 +2,7 @@
 //!
 //! [`block`] has the encoders of the block formats that GGUF files hold: scales of least squared error, weighted by the
 //! importance of each column where it is known. [`Mixture`] and [`assign`] say which tensor of a language model gets which
-//! type.
+//! type. [`graph`] makes weights and activations of any graph integers of 8 or 4 bits.
 //!
 //! ```
 //! use core_tensor::{BlockFormat, DType};
@@ -24,6 +24,7 @@
 
 pub mod block;
 pub mod gptq;
+pub mod graph;
 mod importance;
 pub mod mixed;
 mod mixture;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use core_tensor::{Dim, Graph, PartialFile, ValueId, Weight};
 use prost::Message;
 
+use super::microsoft::DOMAIN;
 use super::nodes::{Writer, data_type};
 use super::{ExportError, IR_VERSION, OPSET};
 use crate::proto::tensor_shape_proto::{Dimension, dimension};
@@ -42,9 +43,13 @@ pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(
     }
     let input = value_infos(&mut writer, graph.inputs())?;
     let output = value_infos(&mut writer, graph.outputs())?;
+    let mut opset_import = vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }];
+    if writer.microsoft {
+        opset_import.push(OperatorSetIdProto { domain: Some(DOMAIN.into()), version: Some(1) });
+    }
     let model = ModelProto {
         ir_version: Some(IR_VERSION),
-        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+        opset_import,
         producer_name: Some("polaris".into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(GraphProto {

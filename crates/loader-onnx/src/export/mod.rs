@@ -2,10 +2,12 @@
 //!
 //! Standard operators of [`OPSET`] are written: what ONNX lacks (attention over tensors, gated activations, root-mean-square normalization, products with a
 //! transposed operand) is spelled out in those, so that any runtime takes the file. Weights are written as the graph has them, expressions evaluated.
+//! Products with and rows of weights in blocks (`Q4_0`, `Q8_0`) become onnxruntime's `MatMulNBits` and `GatherBlockQuantized`, bit for bit the same numbers.
 
 mod dims;
 mod elementwise;
 mod file;
+mod microsoft;
 mod nodes;
 mod operators;
 
@@ -65,7 +67,7 @@ pub enum ExportError {
 /// first and then renamed: what was there stays whole until the new one is.
 ///
 /// # Errors
-/// When an operator has no counterpart in ONNX (states, custom operators), a weight is of a block format or cannot be read, or the files cannot be written.
+/// When an operator has no counterpart in ONNX (states, custom operators), a weight is of a block format other than `Q4_0` and `Q8_0`, or cannot be read, or the files cannot be written.
 pub fn write(graph: &Graph, path: &Path) -> Result<(), ExportError> {
     write_with(graph, path, EXTERNAL_ABOVE)
 }

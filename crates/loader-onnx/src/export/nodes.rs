@@ -26,6 +26,10 @@ pub(super) struct Writer<'a> {
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), String>,
     /// Extents that were computed, by their text.
     pub(super) dims: HashMap<String, String>,
+    /// Whether operators of onnxruntime's own were written.
+    pub(super) microsoft: bool,
+    /// Weights that were taken apart, by their names: each is written once.
+    apart: HashMap<String, String>,
     /// The node that is written now, for messages.
     pub(super) at: Option<&'a Node>,
 }
@@ -40,6 +44,8 @@ impl<'a> Writer<'a> {
             taken: HashSet::new(),
             constants: HashMap::new(),
             dims: HashMap::new(),
+            microsoft: false,
+            apart: HashMap::new(),
             at: None,
         };
         // The interface keeps its names.
@@ -98,6 +104,18 @@ impl<'a> Writer<'a> {
         let name = self.fresh("constant");
         self.initializers.push(Initializer { name: name.clone(), weight: Weight::stored(tensor) });
         self.constants.insert(key, name.clone());
+        name
+    }
+
+    /// A constant with a name of its own, which is that of a part of a weight: the same part in the same shape is written once.
+    pub(super) fn named_constant(&mut self, name: &str, tensor: Tensor) -> String {
+        let key = format!("{name} {:?}", tensor.shape());
+        if let Some(known) = self.apart.get(&key) {
+            return known.clone();
+        }
+        let name = self.fresh(name);
+        self.initializers.push(Initializer { name: name.clone(), weight: Weight::stored(tensor) });
+        self.apart.insert(key, name.clone());
         name
     }
 

@@ -73,6 +73,10 @@ impl<'a> Writer<'a> {
         let output = node.outputs.first().copied().ok_or_else(|| self.refuse("it has no output"))?;
         let y = self.name(output);
         match &node.op {
+            Op::MatMul(_) if self.in_blocks(self.id(node, 1)?) => {
+                let a = self.input(node, 0)?;
+                self.matmul_n_bits(node, &a, self.id(node, 1)?, &y)?;
+            }
             Op::MatMul(op) => {
                 let (a, mut b) = (self.input(node, 0)?, self.f32_input(node, 1)?);
                 if op.transpose_b {
@@ -236,6 +240,10 @@ impl<'a> Writer<'a> {
                 let k = Tensor::from_slice(&[], &[op.k]).map_err(|error| self.refuse(error.to_string()))?;
                 let k = self.constant(k);
                 self.node("Trilu", &[&x, &k], &[&y], vec![int("upper", op.upper.into())]);
+            }
+            Op::Gather(_) if self.in_blocks(self.id(node, 0)?) => {
+                let indices = self.input(node, 1)?;
+                self.gather_blocks(self.id(node, 0)?, &indices, &y)?;
             }
             Op::Gather(op) => {
                 let (dtype, _) = self.ty(node, 0)?;

@@ -481,7 +481,7 @@ pub(crate) fn check(model: &SafeTensors) -> (Option<String>, Result<(), Error>) 
 }
 
 /// The positions that a configuration names, for a graph that does not say.
-fn positions(json: &Json) -> Option<usize> {
+pub(super) fn positions(json: &Json) -> Option<usize> {
     let rows = json.optional_count("max_position_embeddings", 1 << 24).ok()??;
     let first = match json.text("model_type").ok()?? {
         "roberta" | "xlm-roberta" | "camembert" => pad_token(json).ok()?.unwrap_or(1) as usize + 1,

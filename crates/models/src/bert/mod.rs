@@ -49,6 +49,7 @@ pub use encoder::Encoder;
 pub(crate) use encoder::check;
 pub use fill_mask::{Fill, FillMask};
 pub use graph::{build, name};
+pub(crate) use import::{built, tokens_of};
 pub use labels::{Labels, Scored, Scores};
 pub use options::{BertOptions, DEFAULT_BATCH, TextProgress};
 pub use pooling::{Pooling, normalize};

@@ -9,6 +9,7 @@ use loader_gguf::Gguf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::graph::Initializer;
 use super::{Calibration, Planned, QuantizeOptions};
 use crate::Error;
 
@@ -73,17 +74,24 @@ pub struct TensorRecord {
 }
 
 impl TensorRecord {
-    pub(super) fn new(planned: &Planned, noise: f64, power: f64) -> TensorRecord {
+    /// Of sums over its elements.
+    pub(super) fn of_sums(name: &str, shape: &[usize], types: [String; 2], bytes: u64, noise: f64, power: f64) -> Self {
         let lost = noise > 0.0 && power > 0.0;
+        let [from, to] = types;
         TensorRecord {
-            name: planned.name.clone(),
-            shape: planned.shape.clone(),
-            from: planned.from.to_string(),
-            to: planned.to.to_string(),
-            bytes: planned.bytes(),
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            from,
+            to,
+            bytes,
             relative_error: if lost { (noise / power).sqrt() } else { 0.0 },
             sqnr_decibels: lost.then(|| 10.0 * (power / noise).log10()),
         }
+    }
+
+    pub(super) fn new(planned: &Planned, noise: f64, power: f64) -> TensorRecord {
+        let types = [planned.from.to_string(), planned.to.to_string()];
+        TensorRecord::of_sums(&planned.name, &planned.shape, types, planned.bytes(), noise, power)
     }
 }
 
@@ -108,6 +116,32 @@ pub struct Settings {
     /// The text that errors were made up for with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
+    /// What there is to say of graphs alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<GraphSettings>,
+}
+
+/// The options that decide what becomes of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphSettings {
+    /// Whether 8-bit weights have one scale, and not one for each output.
+    pub per_tensor: bool,
+    /// Whether calibrated activations are signed around 0.
+    pub symmetric: bool,
+    /// Whether embeddings are quantized, too.
+    pub tables: bool,
+    /// Whether rounding followed the activations (GPTQ).
+    pub gptq: bool,
+    /// Where the data for calibration were from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// How often the model ran on them.
+    pub runs: usize,
+    /// How ranges were chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// Nodes that were left out by demand.
+    pub skipped: Vec<String>,
 }
 
 impl Settings {
@@ -120,6 +154,7 @@ impl Settings {
             tensor_types: options.tensor_types.iter().map(|t| format!("{}={}", t.pattern(), t.dtype)).collect(),
             imatrix: options.importances.as_ref().map(|(_, file)| file.clone()),
             calibration: calibration.map(|calibration| calibration.dataset().to_owned()),
+            graph: None,
         }
     }
 }
@@ -133,6 +168,9 @@ pub struct Manifest {
     pub source: Vec<FileRecord>,
     /// The file.
     pub result: FileRecord,
+    /// Files that belong to it: weights that lie beside an ONNX model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<FileRecord>,
     /// How.
     pub settings: Settings,
     /// What became of each tensor, in the file's order.
@@ -195,6 +233,12 @@ impl Manifest {
         match find(&self.result.path, folder) {
             Some(path) => {
                 verified.compare(&self.result, &path)?;
+                for record in &self.beside {
+                    match find(&record.path, folder) {
+                        Some(path) => verified.compare(record, &path)?,
+                        None => verified.problem(&record.path, "the file is not there".into()),
+                    }
+                }
                 if verified.problems.is_empty() {
                     self.compare_tensors(&path, &mut verified);
                 }
@@ -211,6 +255,12 @@ impl Manifest {
     }
 
     fn compare_tensors(&self, path: &Path, verified: &mut Verified) {
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
+            return match super::graph::initializers(path) {
+                Ok(found) => self.compare_initializers(path, &found, verified),
+                Err(error) => verified.problem(path, error.to_string()),
+            };
+        }
         let model = match Gguf::open(path, FileAccess::Map) {
             Ok(model) => model,
             Err(error) => return verified.problem(path, error.to_string()),
@@ -232,6 +282,24 @@ impl Manifest {
                     record.to,
                     record.shape,
                     record.bytes
+                );
+                verified.problem(path, reason);
+            }
+        }
+    }
+}
+
+impl Manifest {
+    fn compare_initializers(&self, path: &Path, found: &[Initializer], verified: &mut Verified) {
+        if found.len() != self.tensors.len() {
+            let reason = format!("it has {} tensors, the manifest {}", found.len(), self.tensors.len());
+            return verified.problem(path, reason);
+        }
+        for (record, tensor) in self.tensors.iter().zip(found) {
+            if record.name != tensor.name || record.shape != tensor.shape || record.bytes != tensor.bytes {
+                let reason = format!(
+                    "tensor '{}' is {:?} of {} bytes; the manifest has '{}', {:?} of {}",
+                    tensor.name, tensor.shape, tensor.bytes, record.name, record.shape, record.bytes
                 );
                 verified.problem(path, reason);
             }

@@ -1,5 +1,6 @@
-//! GGUF files made smaller: tensor by tensor, so that a model of any size takes little memory.
+//! Models made smaller: GGUF files tensor by tensor, so that a model of any size takes little memory; graphs ([`graph`]) as a whole.
 
+pub mod graph;
 mod imatrix_file;
 mod manifest;
 mod tensors;
@@ -20,7 +21,7 @@ use crate::Error;
 use tensors::Job;
 
 pub use imatrix_file::{read_importances, write_importances};
-pub use manifest::{FileRecord, Manifest, Problem, Settings, TensorRecord, Verified};
+pub use manifest::{FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
 
 /// `general.quantization_version` (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -285,6 +286,7 @@ pub fn quantize_calibrated(
         polaris: env!("CARGO_PKG_VERSION").to_owned(),
         source: hashes?,
         result: FileRecord::of(output, options.hash, &|| false)?,
+        beside: Vec::new(),
         settings: Settings::of(options, calibration),
         tensors: records.into_inner().unwrap_or_default(),
         seconds: start.elapsed().as_secs_f64(),

@@ -217,12 +217,13 @@ fn mat_mul_n_bits<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>>
     one(lower.back(y, dtype)?)
 }
 
-fn nibbles(packed: &[u8]) -> Vec<u8> {
+/// The numbers of 4 bits in bytes, the low one first.
+pub(super) fn nibbles(packed: &[u8]) -> Vec<u8> {
     packed.iter().flat_map(|byte| [byte & 15, byte >> 4]).collect()
 }
 
 /// The same numbers as a block format, where that is exact: scales that are halves, the middle as zero point.
-fn blocks_of(
+pub(super) fn blocks_of(
     packed: &Tensor,
     scales: &Operand,
     rows: usize,
@@ -233,6 +234,9 @@ fn blocks_of(
     let Some(scales) = scales.tensor() else { return Ok(None) };
     let values = scales.to_f32()?;
     let blocks = columns.div_ceil(block);
+    if packed.bytes().len() < rows.saturating_mul(blocks).saturating_mul(block * bits / 8) {
+        return fail("its weight is too short");
+    }
     if values.len() != rows * blocks {
         return fail(format!("{} scales, {} expected", values.len(), rows * blocks));
     }

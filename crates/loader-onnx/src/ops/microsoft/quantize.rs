@@ -1,13 +1,12 @@
 //! Operators on quantized tensors: dequantized, applied, quantized again.
 
-use core_tensor::DType;
-use core_tensor::Dim;
-use core_tensor::op::{Binary, Granularity, Op, ReduceKind, Scalar, Softmax, Unary};
+use core_tensor::op::{Binary, Gather, Granularity, Op, ReduceKind, Scalar, Softmax, Unary};
+use core_tensor::{DType, Dim, Tensor};
 
 use super::super::quantize::{dequantize, quantize};
 use super::super::reduce::{along_axis, reduce};
 use super::super::{Entry, find, one};
-use super::matmul::scaled_product;
+use super::matmul::{blocks_of, nibbles, scaled_product};
 use crate::lower::Lower;
 use crate::lower::call::{Call, axis};
 use crate::lower::fail::{Fail, Res, fail};
@@ -15,6 +14,7 @@ use crate::lower::operand::{Operand, Value};
 
 pub(in crate::ops) const OPERATORS: &[Entry] = &[
     ("DequantizeLinear", 1, standard),
+    ("GatherBlockQuantized", 1, gather_block_quantized),
     ("QGemm", 1, q_gemm),
     ("QLinearAdd", 1, q_linear_binary),
     ("QLinearAveragePool", 1, q_linear_pool),
@@ -37,6 +37,75 @@ fn standard<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
         Some(lowering) => lowering(lower, call),
         None => Err(Fail::Unsupported),
     }
+}
+
+/// Rows of a table in blocks: what is taken becomes floats, and not the table.
+fn gather_block_quantized<'a>(lower: &mut Lower<'a>, call: &Call<'a>) -> Res<Vec<Value>> {
+    let (data, indices, scales) = (call.input(0)?.clone(), call.input(1)?.clone(), call.input(2)?.clone());
+    let zeros = call.optional(3)?.cloned();
+    let (bits, block) = (call.attributes.count("bits", 4)?, call.attributes.count("block_size", 128)?);
+    let gather_axis = axis(call.attributes.int_or("gather_axis", 0)?, data.rank())?;
+    let quantize_axis = axis(call.attributes.int_or("quantize_axis", 1)?, data.rank())?;
+    if block == 0 || gather_axis == quantize_axis {
+        return fail("blocks along the extent that is gathered are not supported");
+    }
+    if !matches!(data.dtype(), DType::U8 | DType::I4 | DType::U4) || !matches!(bits, 4 | 8) {
+        return fail(format!("tables of {} in {bits} bits are not supported", data.dtype()));
+    }
+    // Numbers of 4 bits whose rows are odd have become bytes already; only packed ones have twice as many columns as the scales are for.
+    let last = |x: &Operand| x.shape().last().and_then(Dim::as_num).unwrap_or(0);
+    let doubled = last(&data).saturating_mul(8 / bits);
+    let expected = if quantize_axis + 1 == data.rank() { doubled.div_ceil(block) } else { doubled };
+    let in_bytes = data.dtype() == DType::U8 && (bits == 8 || gather_axis == 0 && last(&scales) == expected);
+    if in_bytes
+        && zeros.is_none()
+        && gather_axis == 0
+        && let (2, Some(packed)) = (data.rank(), data.tensor())
+    {
+        let (packed, rows) = (packed.clone(), packed.shape()[0]);
+        let columns = packed.shape()[1].saturating_mul(8 / bits);
+        if block.is_multiple_of(32)
+            && columns.is_multiple_of(block)
+            && let Some(table) = blocks_of(&packed, &scales, rows, columns, block, bits)?
+        {
+            let table = lower.constant(table, data.name());
+            let y = lower.op(Op::Gather(Gather { axis: 0 }), &[&table, &indices])?;
+            return one(lower.back(y, scales.dtype())?);
+        }
+    }
+    let numbers = |lower: &mut Lower<'a>, x: &Operand| -> Res<Operand> {
+        if !in_bytes || bits == 8 {
+            return Ok(x.clone());
+        }
+        // Two numbers of a byte side by side, the low one first.
+        let Some(tensor) = x.tensor() else { return fail("its table must be constant") };
+        let mut shape = tensor.shape().to_vec();
+        let Some(last) = shape.last_mut() else { return fail("its table is a single number") };
+        *last = last.saturating_mul(2);
+        let tensor = Tensor::from_slice(&shape, &nibbles(tensor.bytes()))?;
+        Ok(lower.constant(tensor, x.name()))
+    };
+    let data = numbers(lower, &data)?;
+    let middle = in_bytes.then(|| 1u8 << (bits - 1));
+    let zeros = match (zeros, middle) {
+        (Some(zeros), _) => Some(numbers(lower, &zeros)?),
+        (None, Some(middle)) => {
+            let shape: Option<Vec<usize>> = scales.shape().iter().map(Dim::as_num).collect();
+            let Some(shape) = shape else { return fail("its scales must be constant") };
+            let count = shape.iter().product();
+            Some(lower.constant(Tensor::from_slice(&shape, &vec![middle; count])?, ""))
+        }
+        (None, None) => None,
+    };
+    let dtype = scales.dtype();
+    let rows = lower.gather(&data, gather_axis, &indices)?;
+    let scales = lower.f32(&scales)?;
+    let scales = lower.gather(&scales, gather_axis, &indices)?;
+    let zeros = zeros.map(|zeros| lower.gather(&zeros, gather_axis, &indices)).transpose()?;
+    let moved = if quantize_axis > gather_axis { indices.rank() as isize - 1 } else { 0 };
+    let granularity = Granularity::Blocks { axis: quantize_axis as isize + moved, block };
+    let y = dequantize(lower, &rows, &scales, zeros.as_ref(), granularity)?;
+    one(lower.back(y, dtype)?)
 }
 
 /// Inputs `at`, `at + 1`, `at + 2` as one f32 tensor.

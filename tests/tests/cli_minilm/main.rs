@@ -2,7 +2,9 @@
 //!
 //! The models lie in `$POLARIS_MODELS`, or where `cargo xtask fetch` puts them. The binary is `$POLARIS_BIN`, or a release build made here,
 //! as `cargo xtask ci` has it. `fixtures/minilm.json` has the embeddings that sentence-transformers' arithmetic gives in PyTorch (f32) and ONNX
-//! Runtime (int8).
+//! Runtime (int8). What `polaris quantize` makes of the model is in `quantized.rs`.
+
+mod quantized;
 
 use std::env;
 use std::fs;

@@ -1,0 +1,97 @@
+//! Where a graph has weights that can be quantized.
+
+use core_tensor::op::{Gather, Op};
+use core_tensor::{DType, Graph, Node, ValueId, ValueSource};
+
+use super::integers::Matrix;
+use super::{GraphOptions, GraphQuantError, GraphType};
+
+/// What a node does with its weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Multiplies with it.
+    Product {
+        /// Whether it is stored `[outputs, inputs]`.
+        transposed: bool,
+    },
+    /// Convolves with it.
+    Convolution,
+    /// Takes rows of it.
+    Table,
+}
+
+/// A node with a constant weight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Site {
+    /// The node's number.
+    pub(super) node: usize,
+    pub(super) kind: Kind,
+    /// What the weight is applied to (the indices of a table).
+    pub(super) input: ValueId,
+    pub(super) weight: ValueId,
+}
+
+/// All nodes whose weights the options ask for, in order.
+pub(super) fn sites(graph: &Graph, options: &GraphOptions) -> Result<Vec<Site>, GraphQuantError> {
+    for node in graph.nodes() {
+        if matches!(node.op, Op::QuantizeLinear(_) | Op::MatMulInteger(_) | Op::ConvInteger(_)) {
+            return Err(GraphQuantError::Quantized { op: node.op.name() });
+        }
+    }
+    let found: Vec<Site> = graph
+        .nodes()
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| !options.skip.contains(&node.name))
+        .filter_map(|(at, node)| site(graph, at, node, options))
+        .collect();
+    if found.is_empty() {
+        return Err(GraphQuantError::Nothing { minimum: options.minimum });
+    }
+    Ok(found)
+}
+
+fn site(graph: &Graph, at: usize, node: &Node, options: &GraphOptions) -> Option<Site> {
+    let (first, second) = (node.inputs.first().copied().flatten()?, node.inputs.get(1).copied().flatten()?);
+    let (kind, input, weight) = match node.op {
+        Op::MatMul(op) => (Kind::Product { transposed: op.transpose_b }, first, second),
+        Op::Conv(_) if options.convolutions => (Kind::Convolution, first, second),
+        Op::Gather(Gather { axis: 0 }) if options.tables => (Kind::Table, second, first),
+        _ => return None,
+    };
+    let stored = graph.weight_of(weight)?;
+    let float = matches!(stored.dtype(), DType::F32 | DType::F16 | DType::BF16);
+    let computed = !matches!(graph.value(input).source, ValueSource::Weight(_));
+    let count: usize = stored.shape().iter().product();
+    let fits = match (kind, options.ty) {
+        (Kind::Convolution, GraphType::Int4 { .. }) => false,
+        (Kind::Convolution, _) => stored.shape().len() >= 3,
+        // Blocks of 4 bits lie along the inputs.
+        (Kind::Product { transposed }, GraphType::Int4 { .. }) => {
+            let inputs = stored.shape().get(usize::from(transposed)).copied().unwrap_or(1);
+            stored.shape().len() == 2 && inputs.is_multiple_of(32)
+        }
+        (Kind::Table, GraphType::Int4 { .. }) => stored.shape().len() == 2 && stored.row_len().is_multiple_of(32),
+        _ => stored.shape().len() == 2,
+    };
+    (float && computed && fits && count >= options.minimum.max(1)).then_some(Site { node: at, kind, input, weight })
+}
+
+impl Site {
+    /// The weight, one row for each output (or row of a table).
+    pub(super) fn matrix(&self, graph: &Graph) -> Result<Matrix, GraphQuantError> {
+        let name = || graph.value(self.weight).name.clone();
+        let missing = || GraphQuantError::NotObserved { name: name() };
+        let weight = graph.weight_of(self.weight).ok_or_else(missing)?;
+        let values = weight.rows_f32(0..weight.row_count());
+        let values = values.map_err(|source| GraphQuantError::Weight { name: name(), source })?;
+        weight.stored_tensors(&mut |tensor| tensor.release());
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(GraphQuantError::NotFinite { name: name() });
+        }
+        let rows = weight.shape().first().copied().unwrap_or(1);
+        let columns = values.len() / rows.max(1);
+        let matrix = Matrix { rows, columns, values };
+        Ok(if self.kind == (Kind::Product { transposed: false }) { matrix.transposed() } else { matrix })
+    }
+}
