@@ -58,11 +58,11 @@ struct Measured {
 
 /// One kind of work.
 #[derive(Debug, Serialize)]
-struct Phase {
+pub(crate) struct Phase {
     tokens: usize,
     /// The median.
-    tokens_per_second: f64,
-    samples: Vec<f64>,
+    pub(crate) tokens_per_second: f64,
+    pub(crate) samples: Vec<f64>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -73,13 +73,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
     let context = arguments.prefill.max(arguments.decode);
     let model = model::open(&arguments.file, &arguments.compute, Some(context), &interrupt)?;
-    let bench = Bench { model: &model, interrupt: &interrupt, repetitions: arguments.repetitions };
+    let bench = Bench::new(&model, &interrupt, arguments.repetitions);
     let _busy = interrupt.busy();
     let measured = Measured {
         model: arguments.file.model.display().to_string(),
         threads: threads(&arguments.compute),
-        prefill: bench.phase(prefill, "prefill", |sequences| bench.prefill(sequences, prefill))?,
-        decode: bench.phase(decode, "decode", |sequences| bench.decode(sequences, decode))?,
+        prefill: bench.prefill(prefill)?,
+        decode: bench.decode(decode)?,
         load_seconds: model.load_seconds(),
         peak_memory_bytes: peak_memory(),
     };
@@ -89,13 +89,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     output::write(&as_text(&measured, &model.device()))
 }
 
-struct Bench<'a> {
+/// Measures a model's speed.
+pub(crate) struct Bench<'a> {
     model: &'a Llama,
     interrupt: &'a Interrupt,
     repetitions: u32,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    pub(crate) fn new(model: &'a Llama, interrupt: &'a Interrupt, repetitions: u32) -> Bench<'a> {
+        Bench { model, interrupt, repetitions }
+    }
+
+    /// A prompt of `count` tokens; nothing where there are none.
+    pub(crate) fn prefill(&self, count: usize) -> Result<Phase, Failure> {
+        self.phase(count, "prefill", |sequences| self.run_prompt(sequences, count))
+    }
+
+    /// `count` tokens one by one; nothing where there are none.
+    pub(crate) fn decode(&self, count: usize) -> Result<Phase, Failure> {
+        self.phase(count, "decode", |sequences| self.run_steps(sequences, count))
+    }
+
     /// Runs some work of `tokens` tokens once to warm up (pages, caches, clocks), then as often as asked for.
     fn phase(
         &self,
@@ -119,7 +134,7 @@ impl Bench<'_> {
         Ok(Phase { tokens, tokens_per_second: median(&samples), samples })
     }
 
-    fn prefill(&self, sequences: &mut Sequences<'_>, count: usize) -> Result<(), Failure> {
+    fn run_prompt(&self, sequences: &mut Sequences<'_>, count: usize) -> Result<(), Failure> {
         let rows: Vec<Row> =
             (0..count).map(|at| Row { slot: 0, token: self.token(at), logits: at + 1 == count }).collect();
         for step in rows.chunks(MAX_ROWS) {
@@ -128,7 +143,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn decode(&self, sequences: &mut Sequences<'_>, count: usize) -> Result<(), Failure> {
+    fn run_steps(&self, sequences: &mut Sequences<'_>, count: usize) -> Result<(), Failure> {
         for at in 0..count {
             self.step(sequences, &[Row { slot: 0, token: self.token(at), logits: true }])?;
         }
@@ -169,7 +184,7 @@ fn median(samples: &[f64]) -> f64 {
 }
 
 /// The process's peak resident memory, from Linux's `/proc/self/status`.
-fn peak_memory() -> Option<u64> {
+pub(crate) fn peak_memory() -> Option<u64> {
     peak_from(&fs::read_to_string("/proc/self/status").ok()?)
 }
 

@@ -91,11 +91,11 @@ struct Device {
 
 /// One context length.
 #[derive(Debug, Serialize)]
-struct Context {
+pub(crate) struct Context {
     context: usize,
     weights_bytes: u64,
-    states_bytes: u64,
-    working_bytes: u64,
+    pub(crate) states_bytes: u64,
+    pub(crate) working_bytes: u64,
     total_bytes: u64,
     fits: bool,
     /// The last token of a full context.
@@ -183,7 +183,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// One context length: speed and memory, and the shaders that have no figures.
-fn predict(
+pub(crate) fn predict(
     card: Card,
     config: &LlamaConfig,
     gguf: &Gguf,

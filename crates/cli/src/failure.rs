@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something went wrong while the command ran. Exit code 1.
     Runtime(String),
+    /// What was compared is further apart than a threshold allows. Exit code 3.
+    Threshold(String),
     /// The user pressed Ctrl-C. No message, exit code 130, as shells have it for a program that SIGINT ended.
     Interrupted,
     /// Whoever read the output has gone (`polaris ... | head`). Nobody is there to be told; exit code 0.
@@ -27,6 +29,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => 2,
             Failure::Runtime(_) => 1,
+            Failure::Threshold(_) => 3,
             Failure::Interrupted => 130,
             Failure::OutputClosed => 0,
         }
@@ -35,7 +38,7 @@ impl Failure {
     /// What the user is told, if anything.
     pub(crate) fn message(&self) -> Option<&str> {
         match self {
-            Failure::Usage(message) | Failure::Runtime(message) => Some(message),
+            Failure::Usage(message) | Failure::Runtime(message) | Failure::Threshold(message) => Some(message),
             Failure::Interrupted | Failure::OutputClosed => None,
         }
     }

@@ -75,8 +75,17 @@ pub(crate) fn extent(text: &str) -> Result<(String, usize), String> {
 impl GraphCompute {
     /// The file's graph.
     pub(crate) fn open(&self, path: &Path, extents: &Bindings) -> Result<GraphFile, Failure> {
-        let access = if self.no_mmap { FileAccess::Read } else { FileAccess::Map };
-        Ok(graph_file::open(path, &GraphOptions { access, extents: extents.clone() })?)
+        Ok(graph_file::open(path, &GraphOptions { access: self.access(), extents: extents.clone() })?)
+    }
+
+    /// Mapped or read.
+    pub(crate) fn access(&self) -> FileAccess {
+        if self.no_mmap { FileAccess::Read } else { FileAccess::Map }
+    }
+
+    /// What computes, and how.
+    pub(crate) fn backend(&self) -> BackendOptions {
+        self.device.backend()
     }
 
     /// The graph, ready to run, on another device if one is given. The processor stands behind every other device, for what that one lacks.

@@ -18,6 +18,7 @@ mod imatrix;
 mod inspect;
 mod inspect_graph;
 mod interrupt;
+mod mixed;
 mod model;
 mod npy;
 mod optimize;

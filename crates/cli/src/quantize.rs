@@ -21,6 +21,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
+use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
 use crate::output::{self, bytes};
 use crate::quantize_graph::{Common, GraphArguments};
@@ -34,9 +35,13 @@ Examples:
   polaris quantize model.onnx model-int8.onnx --type int8-dynamic
   polaris quantize model.onnx model-int8.onnx --type int8 --calibrate folder-of-npy --calibration entropy
   polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --gptq --calibrate text.txt
+  polaris quantize model-f16.gguf model.gguf --type mixed --target-size 3.5GiB --data text.txt --imatrix imatrix.gguf
+  polaris quantize model-f16.gguf model.gguf --type mixed --max-kl 0.02 --data text.txt
+  polaris quantize model-f16.gguf model.gguf --type mixed --vram 8GiB --context 4096 --data text.txt
 
 Types of GGUF files: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S TQ2_0 TQ1_0.
-A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error.
+A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error. mixed is a type
+for each tensor by what its errors cost, measured on --data, so that a budget is met; charts lie beside the result.
 Types of graphs (.onnx, or an encoder's safetensors; written as .onnx): int8 (i8 weights, activations with ranges from calibration), int8-dynamic (ranges at
 each run), int8-weights (f32 activations), int4-g32 int4-g64 int4-g128 (4-bit weights, one scale for so many). onnxruntime runs them, too. The result appears when it is
 complete, with OUT.manifest.json beside it: sha256 of source and result, settings, the error of each tensor. `polaris verify` checks it.";
@@ -92,6 +97,8 @@ pub(crate) struct Arguments {
     json: bool,
     #[command(flatten)]
     graph: GraphArguments,
+    #[command(flatten)]
+    mixed: Mixed,
 }
 
 /// What a model becomes.
@@ -101,19 +108,24 @@ enum Target {
     Blocks(Mixture),
     /// A graph.
     Graph(GraphType),
+    /// GGUF's tensors, by what errors of each cost.
+    Mixed,
 }
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Target, String> {
+        if name.eq_ignore_ascii_case("mixed") {
+            return Ok(Target::Mixed);
+        }
         let unknown = match name.parse() {
             Ok(mixture) => return Ok(Target::Blocks(mixture)),
             Err(UnknownMixture(name)) => name,
         };
         let blocks = Mixture::ALL.map(Mixture::name).join(", ");
         let graphs = GraphType::ALL.map(|ty| ty.to_string()).join(", ");
-        let unknown = |_| format!("{unknown:?} is no type; GGUF files have {blocks}; graphs {graphs}");
+        let unknown = |_| format!("{unknown:?} is no type; GGUF files have {blocks}, mixed; graphs {graphs}");
         name.parse().map(Target::Graph).map_err(unknown)
     }
 }
@@ -130,6 +142,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 arguments.input.display()
             )));
         }
+        Target::Mixed if is_graph(&arguments.input) => {
+            return Err(Failure::Usage("mixed is for GGUF files".into()));
+        }
+        // Until types are chosen.
+        Target::Mixed => Mixture::Q8_0,
         Target::Graph(ty) if gguf => {
             return Err(Failure::Usage(format!(
                 "{ty} is a type of graphs; a GGUF file becomes Q8_0, Q4_K_M and so on"
@@ -137,19 +154,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Target::Graph(ty) => return run_graph(ty, arguments, &interrupt),
     };
-    let options = options(arguments, mixture)?;
+    let mut options = options(arguments, mixture)?;
+    let _busy = interrupt.busy();
+    let mixed = match (arguments.target, arguments.mixed.given()) {
+        (Target::Mixed, _) => Some(arguments.mixed.choose(&arguments.input, &mut options, &interrupt)?),
+        (_, Some(name)) => return Err(Failure::Usage(format!("{name} is for --type mixed"))),
+        (_, None) => None,
+    };
     if arguments.dry_run {
+        if let Some(report) = &mixed {
+            return if arguments.json { output::write_json(report) } else { output::write(&mixed::as_text(report)) };
+        }
         let model = Gguf::open(&arguments.input, options.access)?;
         return show_plan(&plan(&model, &options)?, arguments.json);
     }
-    let _busy = interrupt.busy();
     let mut bar = LoadBar::new("quantizing");
     let manifest = quantize(&arguments.input, &arguments.output, &options, &mut |done, total, _| {
         bar.set(done, total);
         if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     bar.clear();
-    finish(manifest?, arguments)
+    let mut manifest = manifest?;
+    if mixed.is_some() {
+        "mixed".clone_into(&mut manifest.settings.mixture);
+        manifest.mixed = mixed;
+    }
+    finish(manifest, arguments)
 }
 
 /// Whether a path is that of a format with graphs.
@@ -189,12 +219,17 @@ fn finish(manifest: Manifest, arguments: &Arguments) -> Result<(), Failure> {
     if let Some(path) = &path {
         write_whole(path, &manifest.to_json())?;
     }
+    let charts = match &manifest.mixed {
+        Some(report) => mixed::write_charts(report, &arguments.output)?,
+        None => Vec::new(),
+    };
     if arguments.json {
         let mut value = json!(manifest);
         value["manifest"] = json!(path);
+        value["charts"] = json!(charts);
         return output::write_json(&value);
     }
-    output::write(&as_text(&manifest))
+    output::write(&(manifest.mixed.as_ref().map_or(String::new(), mixed::as_text) + &as_text(&manifest)))
 }
 
 fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, Failure> {
@@ -231,7 +266,7 @@ fn manifest_path(output: &Path) -> PathBuf {
 }
 
 /// Writes a small file so that nobody sees half of it.
-fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
     let mut file = PartialFile::create(path).map_err(|error| Failure::file(path, &error))?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.finish());
     written.map_err(|error| Failure::file(path, &error))

@@ -6,6 +6,7 @@ mod measure;
 mod models;
 mod onnx;
 mod peers;
+mod quant;
 mod random_llama;
 mod report;
 
@@ -25,6 +26,7 @@ use report::{Comparison, Machine, Report};
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
 cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
 cargo xtask bench onnx [--against onnxruntime] [--quick] [OPTIONS]
+cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [OPTIONS]
 
 gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
 the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.
@@ -48,7 +50,11 @@ made once, in the cache, together with pinned Python packages: minilm-f32-b1, mi
 minilm-int8-b1, minilm-int8-b8 (MiniLM, 1 or 8 texts of 128 tokens; int8 also with --activations q8), bert-base,
 resnet50, resnet50-bn, mobilenetv2, mobilenetv2-bn (random weights; bn: batch normalizations are not folded),
 silero-vad, silero-vad-16k, magika, ocr-det, ocr-rec, ocr-cls. --quick measures 0.4 instead of 1 second in each of
-3 instead of 5 processes.";
+3 instead of 5 processes.
+
+quant measures what every type costs on SmolLM2-135M: size, perplexity, KL divergence, speed, and the time that it takes to quantize, with
+importances and without; beside llama-quantize its result for the same type, and the goals. --types Q4_0,Q4_K_M: only these; --chunks N: chunks of
+512 tokens (20; --quick 4); --mixed: also mixed models no larger than Q4_K_S and Q3_K_M, which takes minutes.";
 
 /// What to measure, and how often.
 #[derive(Debug)]
@@ -98,7 +104,8 @@ pub(crate) fn main(mut arguments: Arguments) -> Result<(), String> {
         Some("llm") => language_models(&Options::parse(false, arguments)?),
         Some("gpu") => language_models(&Options::parse(true, arguments)?),
         Some("onnx") => onnx::main(arguments),
-        Some(other) => Err(format!("no benchmark {other}; there are llm, gpu and onnx")),
+        Some("quant") => quant::main(arguments),
+        Some(other) => Err(format!("no benchmark {other}; there are llm, gpu, onnx and quant")),
         None => Err(format!("which benchmark? Usage: {USAGE}")),
     }
 }

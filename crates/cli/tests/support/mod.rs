@@ -63,6 +63,13 @@ impl Ended {
         assert!(self.stderr.starts_with("error: ") && self.stderr.contains(part), "{self:?}");
         assert!(!self.stdout.is_empty(), "{self:?}");
     }
+
+    /// Asserts an exit code and the end of what was told on standard error, behind notes on what is going on.
+    #[track_caller]
+    pub(crate) fn ends_with(self, code: i32, end: &str) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert!(self.stderr.ends_with(end), "{self:?}");
+    }
 }
 
 /// The binary with these arguments.

@@ -4,6 +4,8 @@
 
 mod calibration;
 mod chat;
+mod chunks;
+mod comparison;
 mod config;
 mod generation;
 mod graph;
@@ -19,6 +21,7 @@ pub use crate::chat_template::Message;
 pub use crate::sampler::SamplerOptions;
 pub use calibration::{CalibrationOptions, FeedbackOptions, OnChunk, TextCalibration, importances};
 pub use chat::{Chat, ChatOptions};
+pub use comparison::{Comparison, ComparisonSums, Divergence, Reference, compare};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
 pub use graph::{CANDIDATES, MAX_ROWS, bounds, build};
 pub use options::{

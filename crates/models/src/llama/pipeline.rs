@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use core_tensor::{Backend, BackendError, Bindings, Graph};
+use core_tensor::{Backend, BackendError, Bindings, Graph, WeightSource};
 use loader_gguf::Gguf;
 use polaris_runtime::{MemoryReport, Model, ModelOptions, ROW_BUCKETS, RuntimeError};
 
@@ -65,10 +65,21 @@ impl Llama {
         options: &LlamaOptions,
         progress: &mut LoadProgress<'_>,
     ) -> Result<Llama, Error> {
-        let config = LlamaConfig::from_gguf(&gguf)?;
+        Llama::with_weights(&gguf, &gguf, backends, options, progress)
+    }
+
+    /// The same with weights from elsewhere; metadata and vocabulary are the file's.
+    pub(crate) fn with_weights(
+        gguf: &Gguf,
+        weights: &dyn WeightSource,
+        backends: &[Arc<dyn Backend>],
+        options: &LlamaOptions,
+        progress: &mut LoadProgress<'_>,
+    ) -> Result<Llama, Error> {
+        let config = LlamaConfig::from_gguf(gguf)?;
         let context = positions(&config, options)?;
-        let graph = super::build(&config, &gguf, options.kv_dtype, context)?;
-        Llama::with_graph(&gguf, config, graph, backends, options, progress)
+        let graph = super::build(&config, weights, options.kv_dtype, context)?;
+        Llama::with_graph(gguf, config, graph, backends, options, progress)
     }
 
     /// The same with a graph that is at hand: the model's, perhaps with further outputs.

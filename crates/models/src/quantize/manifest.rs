@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::graph::Initializer;
-use super::{Calibration, Planned, QuantizeOptions};
+use super::{Calibration, MixedReport, Planned, QuantizeOptions};
 use crate::Error;
 
 /// What a file is.
@@ -175,6 +175,9 @@ pub struct Manifest {
     pub settings: Settings,
     /// What became of each tensor, in the file's order.
     pub tensors: Vec<TensorRecord>,
+    /// Why each tensor has its type, where that was chosen tensor by tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed: Option<MixedReport>,
     /// Seconds that it took.
     pub seconds: f64,
 }

@@ -3,8 +3,10 @@
 pub mod graph;
 mod imatrix_file;
 mod manifest;
+mod mixed;
 mod tensors;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,7 @@ use tensors::Job;
 
 pub use imatrix_file::{read_importances, write_importances};
 pub use manifest::{FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
+pub use mixed::{MixedBudget, MixedOptions, MixedProgress, MixedReport, MixedTensor, Probes, assign_mixed};
 
 /// `general.quantization_version` (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -38,6 +41,8 @@ pub struct QuantizeOptions {
     pub assign: AssignOptions,
     /// Types for tensors whose name a pattern is found in; the first that is found counts.
     pub tensor_types: Vec<TensorType>,
+    /// The types of tensors by their whole names, before anything else; see [`assign_mixed`].
+    pub exact: BTreeMap<String, DType>,
     /// Importances of columns, and the name of the file that they are from.
     pub importances: Option<(Importances, String)>,
     /// Threads that encode; at least one.
@@ -58,6 +63,7 @@ impl QuantizeOptions {
             mixture,
             assign: AssignOptions::default(),
             tensor_types: Vec::new(),
+            exact: BTreeMap::new(),
             importances: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             allow_requantize: false,
@@ -143,7 +149,8 @@ pub fn plan(model: &Gguf, options: &QuantizeOptions) -> Result<Vec<Planned>, Err
     }
     let forced = |name: &str| {
         let found = |demand: &&TensorType| demand.pattern.is_match(name).unwrap_or(false);
-        options.tensor_types.iter().find(found).map(|demand| demand.dtype)
+        let demanded = || options.tensor_types.iter().find(found).map(|demand| demand.dtype);
+        options.exact.get(name).copied().or_else(demanded)
     };
     let assigned = AssignOptions { importance: options.importances.is_some(), ..options.assign };
     let types = assign(options.mixture, &model_facts(model)?, &facts, &assigned, &forced);
@@ -289,6 +296,7 @@ pub fn quantize_calibrated(
         beside: Vec::new(),
         settings: Settings::of(options, calibration),
         tensors: records.into_inner().unwrap_or_default(),
+        mixed: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -119,6 +119,7 @@ pub fn quantize_graph(
         beside: if external { vec![record(&data_file)?] } else { Vec::new() },
         settings: settings(&options.graph, data),
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
+        mixed: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

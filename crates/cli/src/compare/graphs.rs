@@ -1,58 +1,24 @@
-//! `polaris compare`: how far two models, or one on two devices, are apart.
+//! Two graphs: their outputs on the same inputs.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
-use clap::Args;
 use core_tensor::Tensor;
-use models::backends::Device;
 use serde::Serialize;
 
+use super::Arguments;
+use super::gate::{Gate, Thresholds, largest, least};
 use crate::failure::Failure;
-use crate::graph::{GraphCompute, Inputs};
 use crate::interrupt::Interrupt;
 use crate::output::{self, shown};
 use crate::run::{Latency, measure, output_names};
-
-const EXAMPLES: &str = "\
-Examples:
-  polaris compare model.onnx model-int8.onnx --input random
-  polaris compare model.onnx --device cpu --other-device vulkan --input x=x.npy
-  polaris compare model.onnx --device cpu --other-device reference --input random --json
-
-Outputs are compared in their order. The cosine is that of all elements as one vector; SQNR is the ratio of A's power to that
-of the difference, in decibels (infinite when they are equal).";
-
-/// Compare two models, or one on two devices: errors, cosine similarity, SQNR, latency
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Arguments {
-    /// Model file (.onnx)
-    #[arg(value_name = "A")]
-    a: PathBuf,
-    /// The model to compare it with [default: A]
-    #[arg(value_name = "B")]
-    b: Option<PathBuf>,
-    #[command(flatten)]
-    inputs: Inputs,
-    /// What runs B [default: as --device]
-    #[arg(long, value_name = "DEVICE", help_heading = "Computing")]
-    other_device: Option<Device>,
-    /// Runs that the latency is measured with
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    runs: u32,
-    /// Print one JSON object: outputs, latency of both
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    compute: GraphCompute,
-}
 
 #[derive(Debug, Serialize)]
 struct Report {
     outputs: Vec<Difference>,
     a: Latency,
     b: Latency,
+    #[serde(flatten)]
+    gate: Gate,
 }
 
 /// How far an output is apart.
@@ -72,13 +38,10 @@ struct Difference {
     not_finite: usize,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
     let _busy = interrupt.busy();
     let compute = &arguments.compute;
-    if arguments.b.is_none() && arguments.other_device.is_none() {
-        return Err(Failure::Usage("give a second model, or --other-device".into()));
-    }
     let extents = arguments.inputs.extents();
     let a = compute.open(&arguments.a, &extents)?;
     let b = compute.open(arguments.b.as_ref().unwrap_or(&arguments.a), &extents)?;
@@ -106,11 +69,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     for ((name, x), y) in names.iter().zip(&a_outputs).zip(&b_outputs) {
         outputs.push(difference(name, x, y)?);
     }
-    let report = Report { outputs, a, b };
-    if arguments.json {
-        return output::write_json(&report);
+    let gate = judge(&arguments.thresholds, &outputs);
+    let report = Report { outputs, a, b, gate };
+    match arguments.json {
+        true => output::write_json(&report)?,
+        false => output::write(&as_text(&report))?,
     }
-    output::write(&as_text(&report))
+    report.gate.result()
+}
+
+/// The worst of all outputs against each threshold that was given.
+fn judge(thresholds: &Thresholds, outputs: &[Difference]) -> Gate {
+    let worst = |figure: fn(&Difference) -> f64, worse: fn(f64, f64) -> f64| {
+        // An output of which only one side is a number is beyond every threshold.
+        outputs.iter().map(|d| if d.not_finite > 0 { f64::NAN } else { figure(d) }).reduce(worse)
+    };
+    let mut gate = Gate::default();
+    gate.at_most("max_error", worst(|d| d.maximum, largest), thresholds.max_error);
+    gate.at_least("cosine", worst(|d| d.cosine, least), thresholds.min_cosine);
+    gate.at_least("sqnr_decibels", worst(|d| d.sqnr_decibels.unwrap_or(f64::INFINITY), least), thresholds.min_sqnr);
+    gate
 }
 
 fn difference(name: &str, a: &Tensor, b: &Tensor) -> Result<Difference, Failure> {
@@ -181,7 +159,7 @@ fn as_text(report: &Report) -> String {
         a.runs,
         b.median_milliseconds / a.median_milliseconds.max(1e-9)
     );
-    text
+    text + &report.gate.as_text()
 }
 
 #[cfg(test)]
