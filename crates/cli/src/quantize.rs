@@ -11,8 +11,10 @@ use std::str::FromStr;
 use clap::Args;
 use core_tensor::{DType, FileAccess, PartialFile};
 use loader_gguf::Gguf;
+use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration};
 use models::quantize::{
-    Manifest, Planned, QuantizeOptions, TensorType, plan, quantize, read_importances, tensor_dtype,
+    Calibration, Manifest, Planned, QuantizeOptions, TensorType, plan, quantize_calibrated, read_importances,
+    tensor_dtype,
 };
 use polaris_quant::graph::GraphType;
 use polaris_quant::{AssignOptions, Mixture, UnknownMixture};
@@ -20,11 +22,17 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::generate::read_text;
 use crate::interrupt::Interrupt;
 use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
 use crate::output::{self, bytes};
 use crate::quantize_graph::{Common, GraphArguments};
+
+/// Tokens of a chunk of a text that calibrates.
+const CALIBRATION_CONTEXT: usize = 512;
+/// Chunks of it at most.
+const CALIBRATION_CHUNKS: usize = 128;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -168,11 +176,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let model = Gguf::open(&arguments.input, options.access)?;
         return show_plan(&plan(&model, &options)?, arguments.json);
     }
+    let calibration = calibration(arguments, &options, &interrupt)?;
+    let calibration = calibration.as_ref().map(|calibration| calibration as &dyn Calibration);
     let mut bar = LoadBar::new("quantizing");
-    let manifest = quantize(&arguments.input, &arguments.output, &options, &mut |done, total, _| {
-        bar.set(done, total);
-        if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let manifest =
+        quantize_calibrated(&arguments.input, &arguments.output, &options, calibration, &mut |done, total, _| {
+            bar.set(done, total);
+            if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     bar.clear();
     let mut manifest = manifest?;
     if mixed.is_some() {
@@ -199,7 +210,8 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         ("--allow-requantize", arguments.allow_requantize),
         ("--dry-run", arguments.dry_run),
     ];
-    if let Some((name, _)) = other.iter().find(|(_, given)| *given) {
+    let other = other.iter().find(|(_, given)| *given).map(|(name, _)| *name).or_else(|| arguments.mixed.given());
+    if let Some(name) = other {
         return Err(Failure::Usage(format!("{name} is for GGUF files, and {ty} is a type of graphs")));
     }
     let _busy = interrupt.busy();
@@ -230,6 +242,44 @@ fn finish(manifest: Manifest, arguments: &Arguments) -> Result<(), Failure> {
         return output::write_json(&value);
     }
     output::write(&(manifest.mixed.as_ref().map_or(String::new(), mixed::as_text) + &as_text(&manifest)))
+}
+
+/// The model with the text that is to run through it.
+fn calibration(
+    arguments: &Arguments,
+    options: &QuantizeOptions,
+    interrupt: &Interrupt,
+) -> Result<Option<TextCalibration>, Failure> {
+    let Some(path) = &arguments.graph.calibrate else { return Ok(None) };
+    if !arguments.graph.gptq {
+        let reason = "a calibration of a GGUF file is for --gptq; ranges of activations are not stored there, importances come by --imatrix";
+        return Err(Failure::Usage(reason.to_owned()));
+    }
+    let path = Path::new(path);
+    let text = read_text(path)?;
+    let mut bar = LoadBar::new("loading");
+    let llama = LlamaOptions { access: options.access, ..LlamaOptions::default() };
+    let collect = CalibrationOptions {
+        context: CALIBRATION_CONTEXT,
+        chunks: Some(CALIBRATION_CHUNKS),
+        dataset: path.display().to_string(),
+    };
+    let feedback = FeedbackOptions { threads: options.threads, ..FeedbackOptions::default() };
+    let on_chunk = |done: usize, total: usize| output::note(&format!("chunk {done} of {total}"));
+    let opened = TextCalibration::open(
+        &arguments.input,
+        &llama,
+        &text,
+        &collect,
+        feedback,
+        &mut |done, total| {
+            bar.set(done, total);
+            if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+        on_chunk,
+    );
+    bar.clear();
+    Ok(Some(opened?))
 }
 
 fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, Failure> {

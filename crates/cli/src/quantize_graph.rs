@@ -22,12 +22,12 @@ const PERCENTILE: f64 = 0.9999;
 /// What holds for graphs alone.
 #[derive(Debug, Args)]
 pub(crate) struct GraphArguments {
-    /// Data to look at the activations with: a folder of .npy files, a text file (for encoders of text), or random:N
+    /// Data to look at the activations with: a text file, a folder of .npy files, or random:N
     ///
     /// A folder has one NAME.npy for each input, or folders that have, one for each run; of models with one input each .npy is a run. Of a text each line is
-    /// one (of many, 128 at equal distances), by the tokenizer.json beside the model. random:N is N runs on normal random numbers, which are no data of the model's kind.
-    #[arg(long, value_name = "DATA", help_heading = "Graphs")]
-    calibrate: Option<String>,
+    /// one (of many, 128 at equal distances), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks of 512 tokens, 128 at most. random:N is N runs on normal random numbers, which are no data of the model's kind.
+    #[arg(long, value_name = "DATA", help_heading = "Calibration")]
+    pub(crate) calibrate: Option<String>,
     /// How ranges are chosen: minmax, percentile, percentile:99.99, entropy or mse
     #[arg(long, value_name = "METHOD", default_value = "minmax", value_parser = method, help_heading = "Graphs")]
     calibration: RangeMethod,
@@ -43,9 +43,9 @@ pub(crate) struct GraphArguments {
     /// Convolutions stay as they are
     #[arg(long, help_heading = "Graphs")]
     keep_convolutions: bool,
-    /// Round 4-bit weights so that products with the calibration's activations change least (GPTQ)
-    #[arg(long, requires = "calibrate", help_heading = "Graphs")]
-    gptq: bool,
+    /// Round weights of few bits so that products with the calibration's activations change least (GPTQ)
+    #[arg(long, requires = "calibrate", help_heading = "Calibration")]
+    pub(crate) gptq: bool,
     /// A node that stays as it is, by its name in `polaris inspect`; may be given more than once
     #[arg(long, value_name = "NODE", help_heading = "Graphs")]
     skip: Vec<String>,

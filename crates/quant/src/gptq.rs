@@ -81,7 +81,7 @@ impl Feedback {
             // A column whose inputs are always 0 constrains nothing.
             damped[i * k + i] = if *value == 0.0 { mean.max(1.0) } else { value + damping * mean };
         }
-        let factor = inverse_factor(&damped, k).map_err(|column| FeedbackError::Singular { damping, column })?;
+        let factor = inverse_factor(damped, k).map_err(|column| FeedbackError::Singular { damping, column })?;
         Ok(Feedback { columns, factor, importance: diagonal.iter().map(|value| *value as f32).collect() })
     }
 
@@ -98,45 +98,75 @@ impl Feedback {
     }
 }
 
-/// The upper triangular `U` with `Uᵀ U` the inverse of a symmetric positive definite matrix; the column where it is not.
-fn inverse_factor(a: &[f64], k: usize) -> Result<Vec<f32>, usize> {
-    // With rows and columns in reverse, `a` is L Lᵀ and U is the inverse of L in reverse: both are found from the top down.
+/// Rows or columns that are worked on at once, so that the others are read seldom.
+const BLOCK: usize = 16;
+
+/// The upper triangular `U` with `Uᵀ·U` the inverse of a symmetric positive definite matrix, of which the lower triangle is given; the column where it is
+/// not positive definite.
+pub(crate) fn inverse_factor(mut a: Vec<f64>, k: usize) -> Result<Vec<f32>, usize> {
+    // U is the transposed inverse of R, where the matrix is R·Rᵀ with R upper triangular; R comes from the last column backwards.
+    // With rows and columns reversed, R is the ordinary lower Cholesky factor.
+    let at = |i: usize, j: usize| (k - 1 - i) * k + (k - 1 - j);
     let mut l = vec![0.0f64; k * k];
     for i in 0..k {
-        let (done, rest) = l.split_at_mut(i * k);
-        let row = &mut rest[..k];
-        for j in 0..i {
-            let other = &done[j * k..][..k];
-            row[j] = (a[(k - 1 - i) * k + (k - 1 - j)] - dot(&row[..j], &other[..j])) / other[j];
+        for j in 0..=i {
+            // Reversed, the lower triangle of one is the upper of the other: mirror it.
+            l[i * k + j] = a[at(j, i)];
         }
-        let square = a[(k - 1 - i) * k + (k - 1 - i)] - dot(&row[..i], &row[..i]);
-        if square.is_nan() || square <= 0.0 {
-            return Err(k - 1 - i);
-        }
-        row[i] = square.sqrt();
     }
-    // Column j of the inverse, as a row; its place in U is known at once.
+    for first in (0..k).step_by(BLOCK) {
+        let last = (first + BLOCK).min(k);
+        let (done, rest) = l.split_at_mut(first * k);
+        // Rows of a block need nothing of each other up to the block's own columns: each earlier row is read once for all of them.
+        for (j, other) in done.chunks_exact(k).enumerate() {
+            for row in rest[..(last - first) * k].chunks_exact_mut(k) {
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+            }
+        }
+        for i in first..last {
+            let (before, row) = rest.split_at_mut((i - first) * k);
+            let row = &mut row[..k];
+            for (j, other) in (first..i).zip(before.chunks_exact(k)) {
+                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
+            }
+            let square = row[i] - dot(&row[..i], &row[..i]);
+            if square.is_nan() || square <= 0.0 {
+                return Err(k - 1 - i);
+            }
+            row[i] = square.sqrt();
+        }
+    }
+    // The inverse of the lower factor, column by column, kept transposed: row j holds column j.
+    a.fill(0.0);
+    for first in (0..k).step_by(BLOCK) {
+        let last = (first + BLOCK).min(k);
+        for i in first..k {
+            let row = &l[i * k..][..=i];
+            for j in first..last.min(i + 1) {
+                let inverse = &mut a[j * k..][..k];
+                let one = if i == j { 1.0 } else { 0.0 };
+                inverse[i] = (one - dot(&row[j..i], &inverse[j..i])) / row[i];
+            }
+        }
+    }
     let mut u = vec![0.0f32; k * k];
-    let mut column = vec![0.0f64; k];
-    for j in 0..k {
-        column[j] = 1.0 / l[j * k + j];
-        u[(k - 1 - j) * k + (k - 1 - j)] = column[j] as f32;
-        for i in j + 1..k {
-            let sum = dot(&l[i * k + j..][..i - j], &column[j..i]);
-            column[i] = -sum / l[i * k + i];
-            u[(k - 1 - i) * k + (k - 1 - j)] = column[i] as f32;
+    for i in 0..k {
+        for j in i..k {
+            // inverse(R)ᵀ is lower; R = P·L·P, so inverse(R) = P·inverse(L)·P, which is upper triangular.
+            let (r, c) = (k - 1 - i, k - 1 - j);
+            u[i * k + j] = a[c * k + r] as f32;
         }
     }
     Ok(u)
 }
 
-/// Sixteen sums side by side, so that they are vectors.
+/// Eight sums side by side.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    let mut sums = [0.0; 16];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
+    let (a_chunks, a_rest) = a.as_chunks::<8>();
+    let (b_chunks, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..8 {
             sums[i] += a[i] * b[i];
         }
     }
@@ -378,7 +408,7 @@ mod tests {
         let k = 40;
         let (_, products) = inputs(90, k);
         let products: Vec<f64> = products.into_iter().map(f64::from).collect();
-        let u = inverse_factor(&products, k).unwrap();
+        let u = inverse_factor(products.clone(), k).unwrap();
         for i in 0..k {
             for j in 0..k {
                 // (Uᵀ U) A is 1.

@@ -2,6 +2,7 @@
 
 use super::integers::{I4Groups, Matrix, code_i4, scale_i4};
 use super::observer::Hessian;
+use crate::gptq::inverse_factor;
 
 /// Why GPTQ cannot be done.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -91,79 +92,4 @@ fn round_row(values: &[f32], factor: &[f32], importance: &[f32], group: usize, c
         let error = (row[i] - f32::from(codes[i]) * scale) / factors[i];
         row[i + 1..].iter_mut().zip(&factors[i + 1..]).for_each(|(x, f)| *x -= error * f);
     }
-}
-
-/// Rows or columns that are worked on at once, so that the others are read seldom.
-const BLOCK: usize = 16;
-
-/// The upper triangular `U` with `Uᵀ·U` the inverse of a symmetric positive definite matrix, of which the lower triangle is given; the column where it is
-/// not positive definite.
-fn inverse_factor(mut a: Vec<f64>, k: usize) -> Result<Vec<f32>, usize> {
-    // U is the transposed inverse of R, where the matrix is R·Rᵀ with R upper triangular; R comes from the last column backwards.
-    // With rows and columns reversed, R is the ordinary lower Cholesky factor.
-    let at = |i: usize, j: usize| (k - 1 - i) * k + (k - 1 - j);
-    let mut l = vec![0.0f64; k * k];
-    for i in 0..k {
-        for j in 0..=i {
-            // Reversed, the lower triangle of one is the upper of the other: mirror it.
-            l[i * k + j] = a[at(j, i)];
-        }
-    }
-    for first in (0..k).step_by(BLOCK) {
-        let last = (first + BLOCK).min(k);
-        let (done, rest) = l.split_at_mut(first * k);
-        // Rows of a block need nothing of each other up to the block's own columns: each earlier row is read once for all of them.
-        for (j, other) in done.chunks_exact(k).enumerate() {
-            for row in rest[..(last - first) * k].chunks_exact_mut(k) {
-                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
-            }
-        }
-        for i in first..last {
-            let (before, row) = rest.split_at_mut((i - first) * k);
-            let row = &mut row[..k];
-            for (j, other) in (first..i).zip(before.chunks_exact(k)) {
-                row[j] = (row[j] - dot(&row[..j], &other[..j])) / other[j];
-            }
-            let square = row[i] - dot(&row[..i], &row[..i]);
-            if square.is_nan() || square <= 0.0 {
-                return Err(k - 1 - i);
-            }
-            row[i] = square.sqrt();
-        }
-    }
-    // The inverse of the lower factor, column by column, kept transposed: row j holds column j.
-    a.fill(0.0);
-    for first in (0..k).step_by(BLOCK) {
-        let last = (first + BLOCK).min(k);
-        for i in first..k {
-            let row = &l[i * k..][..=i];
-            for j in first..last.min(i + 1) {
-                let inverse = &mut a[j * k..][..k];
-                let one = if i == j { 1.0 } else { 0.0 };
-                inverse[i] = (one - dot(&row[j..i], &inverse[j..i])) / row[i];
-            }
-        }
-    }
-    let mut u = vec![0.0f32; k * k];
-    for i in 0..k {
-        for j in i..k {
-            // inverse(R)ᵀ is lower; R = P·L·P, so inverse(R) = P·inverse(L)·P, which is upper triangular.
-            let (r, c) = (k - 1 - i, k - 1 - j);
-            u[i * k + j] = a[c * k + r] as f32;
-        }
-    }
-    Ok(u)
-}
-
-/// Eight sums side by side.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a_chunks, a_rest) = a.as_chunks::<8>();
-    let (b_chunks, b_rest) = b.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
