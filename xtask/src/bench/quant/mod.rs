@@ -133,18 +133,19 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
 }
 
 impl Bench {
-    fn polaris(&self, arguments: &[&str]) -> Command {
+    /// The command with arguments of which the last may still want its value.
+    fn polaris(&self, name: &str, arguments: &[&str]) -> Command {
         let mut polaris = Command::new(&self.polaris);
-        polaris.args(arguments).args(["--threads", &self.options.threads.to_string()]);
+        polaris.args([name, "--threads", &self.options.threads.to_string()]).args(arguments);
         polaris
     }
 
     /// The model in 16 bits, and its importances.
     fn prepare(&self) -> Result<(), String> {
         let model = fetch::model(fetch::SMALL_MODEL)?;
-        let mut convert = self.polaris(&["quantize", "--type", "F16", "--allow-requantize", "--no-manifest"]);
+        let mut convert = self.polaris("quantize", &["--type", "F16", "--allow-requantize", "--no-manifest"]);
         command::output(convert.arg(&model).arg(&self.source))?;
-        let mut collect = self.polaris(&["imatrix", "--device", "cpu", "--activations", "f32", "-m"]);
+        let mut collect = self.polaris("imatrix", &["--device", "cpu", "--activations", "f32", "-m"]);
         collect.arg(&self.source).arg("-f").arg(command::repository().join(CALIBRATION));
         command::output(collect.arg("-o").arg(&self.importances)).map(drop)
     }
@@ -156,7 +157,7 @@ impl Bench {
         for _ in 0..self.options.runs {
             measure::wait_for_quiet(QUIET);
             let load = Load::start();
-            let mut quantize = self.polaris(&["quantize", "--type", kind, "--no-manifest"]);
+            let mut quantize = self.polaris("quantize", &["--type", kind, "--no-manifest"]);
             if weighted {
                 quantize.arg("--imatrix").arg(&self.importances);
             }
@@ -181,13 +182,13 @@ impl Bench {
     /// A mixed model no larger than one of a type, and that.
     fn mixed(&self, kind: &str) -> Result<Row, String> {
         let (ours, theirs) = (self.scratch.path().join("mixed.gguf"), self.scratch.path().join("uniform.gguf"));
-        let mut uniform = self.polaris(&["quantize", "--type", kind, "--no-manifest", "--imatrix"]);
+        let mut uniform = self.polaris("quantize", &["--type", kind, "--no-manifest", "--imatrix"]);
         let mut row = Row { kind: format!("mixed@{kind}"), weighted: true, ..Row::default() };
         let run = measure::run(uniform.arg(&self.importances).arg(&self.source).arg(&theirs))?;
         row.theirs.seconds.push(run.total.as_secs_f64());
         let size = file_bytes(&theirs)?.to_string();
         let mut mixed =
-            self.polaris(&["quantize", "--type", "mixed", "--target-size", &size, "--no-manifest", "--imatrix"]);
+            self.polaris("quantize", &["--type", "mixed", "--target-size", &size, "--no-manifest", "--imatrix"]);
         // What importances are collected on is what errors are measured on; never what is predicted in the end.
         mixed.arg(&self.importances).arg("--data").arg(command::repository().join(CALIBRATION));
         row.ours.seconds.push(measure::run(mixed.arg(&self.source).arg(&ours))?.total.as_secs_f64());
@@ -198,7 +199,7 @@ impl Bench {
 
     /// By one program for both files, so that nothing but the weights is compared.
     fn quality(&self, model: &Path, speed: bool) -> Result<Quality, String> {
-        let mut compare = self.polaris(&["compare", "--device", "cpu", "--activations", "f32", "--json", "--data"]);
+        let mut compare = self.polaris("compare", &["--device", "cpu", "--activations", "f32", "--json", "--data"]);
         compare.arg(command::repository().join(TEXT)).args(["--chunks", &self.options.chunks.to_string()]);
         if !speed {
             compare.args(["--speed-prompt", "0", "--speed-decode", "0"]);
