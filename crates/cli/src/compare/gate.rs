@@ -7,26 +7,26 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// What B may lose. Where one is passed, the command ends with exit code 3.
+/// What B may lose. Where one is missed, the command ends with exit code 3.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Thresholds {
     /// Language models: the largest mean KL divergence, in nats
-    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) max_kl: Option<f64>,
     /// Language models: the largest ratio of B's perplexity to A's
-    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) max_ppl_ratio: Option<f64>,
     /// Language models: the least share of tokens that both find the most probable (0.95)
-    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) min_top1: Option<f64>,
     /// The least cosine similarity of an output, or of the logits
-    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) min_cosine: Option<f64>,
     /// The least ratio of power to noise of an output, or of the logits, in decibels
-    #[arg(long, value_name = "DB", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "DB", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) min_sqnr: Option<f64>,
     /// The largest difference of two elements of an output, or of two logits
-    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is passed)")]
+    #[arg(long, value_name = "X", help_heading = "Thresholds (exit code 3 where one is missed)")]
     pub(super) max_error: Option<f64>,
 }
 
@@ -87,7 +87,7 @@ impl Gate {
         for judged in &self.thresholds {
             let Judged { what, bound, threshold, found, kept } = judged;
             let found = found.map_or("-".to_owned(), |found| format!("{found:.6}"));
-            let verdict = if *kept { "kept" } else { "PASSED" };
+            let verdict = if *kept { "met" } else { "MISSED" };
             let _ = writeln!(text, "threshold {what} {bound} {threshold}: {found}, {verdict}");
         }
         text

@@ -27,7 +27,7 @@ Graphs: outputs are compared in their order. The cosine is that of all elements 
 of the difference, in decibels (infinite when they are equal).
 Language models (GGUF): both predict the text, cut into chunks as llama-perplexity does it; of each token's distribution the KL divergence
 of B's from A's is taken. Speeds are those of prompts of --speed-prompt tokens and of as many decoded as --speed-decode says.
-A threshold that is passed ends the command with exit code 3.";
+A threshold that is missed ends the command with exit code 3.";
 
 /// Compare two models, or one on two devices: errors, perplexity, KL divergence, speed, size
 #[derive(Debug, Args)]
