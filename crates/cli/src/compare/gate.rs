@@ -124,7 +124,7 @@ mod tests {
         gate.at_most("kl", Some(0.02), Some(0.02));
         gate.at_least("cosine", Some(0.5), None);
         assert!(gate.result().is_ok());
-        assert!(gate.as_text().contains("threshold kl <= 0.02: 0.020000, kept"));
+        assert!(gate.as_text().contains("threshold kl <= 0.02: 0.020000, met"));
         gate.at_least("cosine", Some(0.98), Some(0.99));
         gate.at_most("error", Some(f64::NAN), Some(1.0));
         gate.at_most("nothing", None, Some(1.0));
