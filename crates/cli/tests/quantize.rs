@@ -97,7 +97,7 @@ fn language_models_are_compared_and_thresholds_are_kept_or_end_in_code_3() {
     compare(&quantized, &["--max-kl", &below, "--max-ppl-ratio", "100"])
         .ends_with(3, "error: beyond the threshold: kl\n");
     let same = compare(&model, &["--max-kl", "0", "--min-top1", "1", "--max-error", "0"]).succeeded();
-    assert!(same.contains("SQNR equal") && same.contains("threshold top1 >= 1: 1.000000, kept"), "{same}");
+    assert!(same.contains("SQNR equal") && same.contains("threshold top1 >= 1: 1.000000, met"), "{same}");
 }
 
 #[test]
