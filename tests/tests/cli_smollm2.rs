@@ -7,10 +7,11 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{self, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use polaris_tests::binary;
 use serde_json::{Value, json};
 
 const MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -19,45 +20,7 @@ const QUESTION: &str = "<|im_start|>user\nWhat is the capital of France?<|im_end
 
 fn model() -> &'static str {
     static PATH: OnceLock<String> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let path = models_folder().join(MODEL);
-        assert!(path.is_file(), "{} is not there: run `cargo xtask fetch smollm2-135m-instruct`", path.display());
-        path.display().to_string()
-    })
-}
-
-/// The folder that `cargo xtask fetch` fills.
-fn models_folder() -> PathBuf {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = variable("POLARIS_MODELS") {
-        return folder;
-    }
-    let cache = variable("POLARIS_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("polaris")))
-        .or_else(|| variable("LOCALAPPDATA").filter(|_| cfg!(windows)).map(|path| path.join("polaris")))
-        .or_else(|| variable("HOME").map(|path| path.join(".cache/polaris")));
-    cache.expect("POLARIS_MODELS, POLARIS_CACHE or HOME is set").join("models")
-}
-
-fn binary() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| env::var_os("POLARIS_BIN").map_or_else(build, PathBuf::from))
-}
-
-/// Builds the release binary, which takes no time if nothing changed, and asks cargo where it is.
-fn build() -> PathBuf {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
-    cargo.args(["build", "--release", "--package", "polaris-infer", "--message-format=json-render-diagnostics"]);
-    let built = cargo.output().expect("cargo runs");
-    assert!(built.status.success(), "the binary cannot be built: {}", built.status);
-    let messages = String::from_utf8_lossy(&built.stdout);
-    let executable = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let executable = message["executable"].as_str()?;
-        (message["target"]["name"] == "polaris").then(|| executable.into())
-    });
-    executable.expect("cargo tells where the binary is")
+    PATH.get_or_init(|| polaris_tests::model(MODEL).display().to_string())
 }
 
 fn command(name: &str, arguments: &[&str]) -> Command {

@@ -8,10 +8,10 @@ mod quantized;
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{self, Command, Output, Stdio};
-use std::sync::OnceLock;
 
+use polaris_tests::binary;
 use serde_json::Value;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
@@ -20,36 +20,7 @@ const INT8: &str = "all-MiniLM-L6-v2-int8";
 
 /// A folder that `cargo xtask fetch` fills.
 fn model(name: &str) -> String {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("POLARIS_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("polaris")))
-        .or_else(|| variable("LOCALAPPDATA").filter(|_| cfg!(windows)).map(|path| path.join("polaris")))
-        .or_else(|| variable("HOME").map(|path| path.join(".cache/polaris")));
-    let models = variable("POLARIS_MODELS").or_else(|| cache.map(|cache| cache.join("models")));
-    let path = models.expect("POLARIS_MODELS, POLARIS_CACHE or HOME is set").join(name);
-    assert!(path.is_dir(), "{} is not there: run `cargo xtask fetch {}`", path.display(), name.to_lowercase());
-    path.display().to_string()
-}
-
-fn binary() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| env::var_os("POLARIS_BIN").map_or_else(build, PathBuf::from))
-}
-
-/// Builds the release binary, which takes no time if nothing changed, and asks cargo where it is.
-fn build() -> PathBuf {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
-    cargo.args(["build", "--release", "--package", "polaris-infer", "--message-format=json-render-diagnostics"]);
-    let built = cargo.output().expect("cargo runs");
-    assert!(built.status.success(), "the binary cannot be built: {}", built.status);
-    let messages = String::from_utf8_lossy(&built.stdout);
-    let executable = messages.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let executable = message["executable"].as_str()?;
-        (message["target"]["name"] == "polaris").then(|| executable.into())
-    });
-    executable.expect("cargo tells where the binary is")
+    polaris_tests::model(name).display().to_string()
 }
 
 fn polaris(arguments: &[&str]) -> Output {

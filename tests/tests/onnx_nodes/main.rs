@@ -20,16 +20,7 @@ use gpu_polaris::{GpuOptions, VulkanBackend};
 const SKIPPED: &str = include_str!("skipped.txt");
 
 fn cases_folder() -> PathBuf {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("POLARIS_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("polaris")))
-        .or_else(|| variable("LOCALAPPDATA").filter(|_| cfg!(windows)).map(|path| path.join("polaris")))
-        .or_else(|| variable("HOME").map(|path| path.join(".cache/polaris")));
-    let models = cache.map(|cache| cache.join("models"));
-    let folder = variable("POLARIS_MODELS").or(models).expect("POLARIS_MODELS, POLARIS_CACHE or HOME is set");
-    let folder = folder.join("onnx-1.19.1-cases");
-    assert!(folder.is_dir(), "{} is not there: run `cargo xtask fetch onnx-cases`", folder.display());
-    folder
+    polaris_tests::model("onnx-1.19.1-cases")
 }
 
 /// Case → why it does not pass. A line is a name and a reason; a name that ends in `*` stands for all that begin so.
