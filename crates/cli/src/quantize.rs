@@ -88,6 +88,9 @@ pub(crate) struct Arguments {
     /// Quantize tensors again that are quantized already, which loses more than quantizing the original
     #[arg(long)]
     allow_requantize: bool,
+    /// How little --gptq trusts the text to be like others: added to the products' diagonal, relative to its mean
+    #[arg(long, value_name = "X", requires = "gptq", default_value_t = FeedbackOptions::default().damping, value_parser = damping)]
+    damping: f64,
     /// Threads [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -107,6 +110,11 @@ pub(crate) struct Arguments {
     graph: GraphArguments,
     #[command(flatten)]
     mixed: Mixed,
+}
+
+fn damping(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if value > 0.0 && value.is_finite() { Ok(value) } else { Err("expected a number above 0".to_owned()) }
 }
 
 /// What a model becomes.
@@ -264,7 +272,8 @@ fn calibration(
         chunks: Some(CALIBRATION_CHUNKS),
         dataset: path.display().to_string(),
     };
-    let feedback = FeedbackOptions { threads: options.threads, ..FeedbackOptions::default() };
+    let feedback =
+        FeedbackOptions { damping: arguments.damping, threads: options.threads, ..FeedbackOptions::default() };
     let on_chunk = |done: usize, total: usize| output::note(&format!("chunk {done} of {total}"));
     let opened = TextCalibration::open(
         &arguments.input,

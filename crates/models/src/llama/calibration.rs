@@ -11,8 +11,8 @@ use loader_gguf::Gguf;
 use polaris_quant::gptq::{Feedback, FeedbackError};
 use polaris_quant::{Importance, Importances};
 
-use super::graph::{Sums, Tap, build_tapped};
 use super::pipeline::{LoadProgress, positions};
+use super::taps::{Sums, Tap, build_tapped};
 use super::{Llama, LlamaConfig, LlamaOptions, Row};
 use crate::quantize::Calibration;
 use crate::tokenizer::EncodeOptions;

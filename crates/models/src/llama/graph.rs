@@ -1,11 +1,9 @@
 //! The graph of a model.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use core_tensor::op::{
-    Attention, Binary, Gather, MatMul, Op, Reduce, ReduceKind, Reshape, RmsNormalization, RotaryEmbedding, StateWrite,
-    TopK, Transpose, Unary,
+    Attention, Binary, Gather, MatMul, Op, Reshape, RmsNormalization, RotaryEmbedding, StateWrite, TopK, Unary,
 };
 use core_tensor::{Bindings, DType, Dim, Graph, GraphError, StateDecl, StateId, Tensor, ValueId, Weight, WeightSource};
 
@@ -63,87 +61,13 @@ pub fn build(
     Ok(assemble(config, source, kv_dtype, context)?.graph)
 }
 
-/// What meets a matrix, or several that read the same activations.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Tap {
-    /// The names of the matrices' tensors.
-    pub(crate) names: Vec<String>,
-    /// Columns of the activations.
-    pub(crate) columns: usize,
-    /// The number of the graph's output with the sums.
-    pub(crate) output: usize,
-}
-
-/// What is summed up of what meets a matrix, over the rows of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sums {
-    /// The squares of the columns, f32 `[columns, 1]`.
-    Squares,
-    /// The products of the columns with each other, all rows scaled to a mean square of 1, f32 `[columns, columns]`.
-    Products,
-}
-
-/// As [`build`], with outputs that sum what meets the layers' matrices. What comes behind the last attention is computed for the rows whose logits
-/// are asked for alone.
-///
-/// # Errors
-/// As [`build`].
-pub(crate) fn build_tapped(
-    config: &LlamaConfig,
-    source: &dyn WeightSource,
-    kv_dtype: KvDType,
-    context: usize,
-    sums: Sums,
-) -> Result<(Graph, Vec<Tap>), Error> {
-    let Assembled { mut graph, products } = assemble(config, source, kv_dtype, context)?;
-    let table = NameTable::gguf(config.architecture);
-    let present: HashSet<&str> = source.names().into_iter().collect();
-    let stored = |layer: usize, role: Role| {
-        let entry = table.layer.iter().find(|(other, ..)| *other == role)?;
-        Some(entry.1.replacen("{}", &layer.to_string(), 1)).filter(|name| present.contains(name.as_str()))
-    };
-    let mut taps: Vec<(ValueId, Tap)> = Vec::new();
-    for (layer, role, x) in products {
-        // Q, K and V may lie in one tensor.
-        let Some(name) = stored(layer, role).or_else(|| stored(layer, Role::Qkv)) else { continue };
-        if let Some((_, tap)) = taps.iter_mut().find(|(value, _)| *value == x) {
-            if !tap.names.contains(&name) {
-                tap.names.push(name);
-            }
-            continue;
-        }
-        let turn = Transpose { perm: vec![1, 0] };
-        let count = graph.tensor_type(x).and_then(|(_, shape)| shape.last()?.as_num()).unwrap_or(0);
-        let y = match sums {
-            Sums::Squares => {
-                let columns = graph.add(&format!("{name}.columns"), Op::Transpose(turn), &[x])?;
-                let op = Op::Reduce(Reduce { kind: ReduceKind::SumSquare });
-                graph.add(&format!("{name}.squares"), op, &[columns])?
-            }
-            Sums::Products => {
-                // A few tokens are some thousand times as large as the others, and the layers behind scale all to the same size.
-                let ones = graph.weight("ones", Weight::stored(Tensor::from_slice(&[count], &vec![1.0f32; count])?));
-                let op = Op::RmsNormalization(RmsNormalization { epsilon: 1e-6 });
-                let x = graph.add(&format!("{name}.scaled"), op, &[x, ones])?;
-                let columns = graph.add(&format!("{name}.columns"), Op::Transpose(turn), &[x])?;
-                let op = Op::MatMul(MatMul { transpose_b: false });
-                graph.add(&format!("{name}.products"), op, &[columns, x])?
-            }
-        };
-        let output = graph.outputs().len();
-        graph.output(y);
-        taps.push((x, Tap { names: vec![name], columns: count, output }));
-    }
-    Ok((graph, taps.into_iter().map(|(_, tap)| tap).collect()))
-}
-
 /// A graph, and the products of its layers: layer, matrix, activations.
-struct Assembled {
-    graph: Graph,
-    products: Vec<(usize, Role, ValueId)>,
+pub(super) struct Assembled {
+    pub(super) graph: Graph,
+    pub(super) products: Vec<(usize, Role, ValueId)>,
 }
 
-fn assemble(
+pub(super) fn assemble(
     config: &LlamaConfig,
     source: &dyn WeightSource,
     kv_dtype: KvDType,

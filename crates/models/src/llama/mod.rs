@@ -14,6 +14,7 @@ mod options;
 mod perplexity;
 mod pipeline;
 mod sequences;
+mod taps;
 mod vocabulary;
 mod weights;
 
