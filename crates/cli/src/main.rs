@@ -24,6 +24,7 @@ mod npy;
 mod optimize;
 mod output;
 mod perplexity;
+mod prune;
 mod quantize;
 mod quantize_graph;
 mod run;
@@ -75,6 +76,7 @@ enum Command {
     Tokenize(tokenize::Arguments),
     Perplexity(perplexity::Arguments),
     Quantize(quantize::Arguments),
+    Prune(prune::Arguments),
     Verify(verify::Arguments),
     Imatrix(imatrix::Arguments),
     Bench(bench::Arguments),
@@ -116,6 +118,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Tokenize(arguments) => tokenize::run(arguments),
         Command::Perplexity(arguments) => perplexity::run(arguments),
         Command::Quantize(arguments) => quantize::run(arguments),
+        Command::Prune(arguments) => prune::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Imatrix(arguments) => imatrix::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),

@@ -202,7 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 /// Whether a path is that of a format with graphs.
-fn is_graph(path: &Path) -> bool {
+pub(crate) fn is_graph(path: &Path) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
     path.is_dir() || matches!(ending.as_deref(), Some("onnx" | "safetensors"))
 }
@@ -318,7 +318,7 @@ fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, F
 }
 
 /// Beside the result: its name and `.manifest.json`.
-fn manifest_path(output: &Path) -> PathBuf {
+pub(crate) fn manifest_path(output: &Path) -> PathBuf {
     let mut name = OsString::from(output);
     name.push(".manifest.json");
     name.into()

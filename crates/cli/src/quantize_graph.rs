@@ -119,7 +119,8 @@ impl GraphArguments {
     }
 }
 
-fn calibration(data: &str, model: &GraphModel, bindings: &Bindings) -> Result<CalibrationData, Failure> {
+/// The data that `--calibrate` names.
+pub(crate) fn calibration(data: &str, model: &GraphModel, bindings: &Bindings) -> Result<CalibrationData, Failure> {
     let runs = match data.strip_prefix("random:") {
         Some(count) => {
             let count: u64 = count.parse().ok().filter(|count| (1..=100_000).contains(count)).ok_or_else(|| {

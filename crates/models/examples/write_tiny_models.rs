@@ -3,6 +3,8 @@
 //!
 //! `cargo run -p polaris-pipelines --example write_tiny_models -- FOLDER`
 
+#[path = "../tests/pruned/mod.rs"]
+mod pruned;
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;
 
@@ -13,12 +15,20 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("usage: write_tiny_models FOLDER")?);
     fs::create_dir_all(&folder)?;
-    for spec in &tiny::SPECS {
+    let file = |name: &str, ending: &str| folder.join(format!("{name}.{ending}"));
+    let write_tokens = |spec: &tiny::Spec, name: &str| {
         let list = |numbers: &[u32]| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
         let rows = tiny::compared_rows(spec.tokens).map(|row| row as u32);
-        fs::write(folder.join(format!("{}.gguf", spec.name)), tiny::bytes(spec))?;
         let tokens = format!("{}\n{}\n", list(&tiny::tokens(spec)), list(&rows));
-        fs::write(folder.join(format!("{}.tokens", spec.name)), tokens)?;
+        fs::write(file(name, "tokens"), tokens)
+    };
+    for spec in &tiny::SPECS {
+        fs::write(file(spec.name, "gguf"), tiny::bytes(spec))?;
+        write_tokens(spec, spec.name)?;
+    }
+    for cut in &pruned::CUTS {
+        cut.write(&file(cut.model, "gguf"), &file(cut.name, "gguf"));
+        write_tokens(&tiny::spec(cut.model), cut.name)?;
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ mod error;
 pub mod graph_file;
 pub mod inspect;
 pub mod llama;
+pub mod prune;
 pub mod quantize;
 pub mod sampler;
 pub mod tokenizer;

@@ -96,6 +96,11 @@ impl Feedback {
     pub fn importance(&self) -> &[f32] {
         &self.importance
     }
+
+    /// The upper triangular factor of the inverse, `[columns, columns]`.
+    pub(crate) fn factor(&self) -> &[f32] {
+        &self.factor
+    }
 }
 
 /// Rows or columns that are worked on at once, so that the others are read seldom.

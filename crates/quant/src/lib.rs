@@ -2,7 +2,7 @@
 //!
 //! [`block`] has the encoders of the block formats that GGUF files hold: scales of least squared error, weighted by the
 //! importance of each column where it is known. [`Mixture`] and [`assign`] say which tensor of a language model gets which
-//! type. [`graph`] makes weights and activations of any graph integers of 8 or 4 bits.
+//! type. [`graph`] makes weights and activations of any graph integers of 8 or 4 bits. [`prune`] takes weights, neurons and heads out.
 //!
 //! ```
 //! use core_tensor::{BlockFormat, DType};
@@ -29,6 +29,7 @@ mod importance;
 pub mod mixed;
 mod mixture;
 pub mod plot;
+pub mod prune;
 
 pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

@@ -26,7 +26,7 @@ use report::{Comparison, Machine, Report};
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
 cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
 cargo xtask bench onnx [--against onnxruntime] [--quick] [OPTIONS]
-cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [OPTIONS]
+cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [--prune] [OPTIONS]
 
 gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
 the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.
@@ -54,7 +54,8 @@ silero-vad, silero-vad-16k, magika, ocr-det, ocr-rec, ocr-cls. --quick measures 
 
 quant measures what every type costs on SmolLM2-135M: size, perplexity, KL divergence, speed, and the time that it takes to quantize, with
 importances and without; beside llama-quantize its result for the same type, and the goals. --types Q4_0,Q4_K_M: only these; --chunks N: chunks of
-512 tokens (20; --quick 4); --mixed: also mixed models no larger than Q4_K_S and Q3_K_M, which takes minutes.";
+512 tokens (20; --quick 4); --mixed: also mixed models no larger than Q4_K_S and Q3_K_M, which takes minutes.
+--prune: instead, what pruning costs and saves in every way there is: size, perplexity, KL divergence, speed beside the whole model's.";
 
 /// What to measure, and how often.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use core_tensor::Tensor;
 use loader_gguf::Gguf;
 use polaris_quant::gptq::{Feedback, FeedbackError};
+use polaris_quant::prune::Products;
 use polaris_quant::{Importance, Importances};
 
 use super::pipeline::{LoadProgress, positions};
@@ -145,22 +146,55 @@ pub struct FeedbackOptions {
     pub memory: u64,
     /// Threads that factorize.
     pub threads: usize,
+    /// What is held of the products.
+    pub hold: Hold,
 }
 
 impl Default for FeedbackOptions {
-    /// Damping 0.1, 1 GiB, all threads.
+    /// Damping 0.1, 1 GiB, all threads, feedback.
     fn default() -> FeedbackOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        FeedbackOptions { damping: 0.1, memory: 1 << 30, threads }
+        FeedbackOptions { damping: 0.1, memory: 1 << 30, threads, hold: Hold::Feedback }
     }
 }
 
-/// A text that says how the inputs of each matrix go together: what GPTQ needs.
+/// What is held of how the inputs of a matrix go together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// The factor of the inverse of the products.
+    #[default]
+    Feedback,
+    /// The products.
+    Products,
+    /// Both.
+    Both,
+}
+
+impl Hold {
+    fn feedback(self) -> bool {
+        self != Hold::Products
+    }
+
+    fn products(self) -> bool {
+        self != Hold::Feedback
+    }
+}
+
+/// How the inputs of a matrix go together, as far as it is held.
+#[derive(Debug)]
+pub struct MatrixInputs {
+    /// The factor of the inverse of the products; where [`Hold`] asks for it.
+    pub feedback: Option<Arc<Feedback>>,
+    /// The products, in which a row of the inputs counts by what depends on it; where [`Hold`] asks for them.
+    pub products: Option<Products>,
+}
+
+/// A text that says how the inputs of each matrix go together: what GPTQ and pruning need.
 pub struct TextCalibration {
     tapped: Tapped,
     options: FeedbackOptions,
     dataset: String,
-    held: Mutex<BTreeMap<String, Arc<Feedback>>>,
+    held: Mutex<BTreeMap<String, Arc<MatrixInputs>>>,
     on_chunk: Box<dyn Fn(usize, usize) + Send + Sync>,
 }
 
@@ -193,14 +227,46 @@ impl TextCalibration {
         self.tapped.taps.iter().position(|tap| tap.names.iter().any(|name| name == tensor))
     }
 
+    /// For the first of some tensors, the others being those that will be asked for next, in their order; none where nothing is known of its inputs. This may
+    /// take long: it asks whether it is to stop.
+    ///
+    /// # Errors
+    /// When the model fails or the inputs say nothing, and [`Error::Cancelled`] when it was stopped.
+    pub fn inputs(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<Option<Arc<MatrixInputs>>, Error> {
+        let Some(tensor) = upcoming.first().filter(|tensor| self.tap_of(tensor).is_some()) else { return Ok(None) };
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if !held.contains_key(*tensor) {
+            // Before the next ones take their place.
+            held.clear();
+            *held = self.collect(upcoming, stopped)?;
+        }
+        Ok(held.get(*tensor).cloned())
+    }
+
+    /// What is to be held of a matrix's inputs.
+    fn made(&self, products: Vec<f32>, columns: usize) -> Result<MatrixInputs, FeedbackError> {
+        let hold = self.options.hold;
+        let feedback = match hold.feedback() {
+            true => Some(Arc::new(Feedback::new(&products, columns, self.options.damping)?)),
+            false => None,
+        };
+        let products = if hold.products() { Some(Products::new(products, columns)?) } else { None };
+        Ok(MatrixInputs { feedback, products })
+    }
+
     /// Runs the text for the first of some tensors, and as many of the others as there is memory for.
-    fn collect(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<BTreeMap<String, Arc<Feedback>>, Error> {
+    fn collect(
+        &self,
+        upcoming: &[&str],
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<BTreeMap<String, Arc<MatrixInputs>>, Error> {
+        let each = if self.options.hold == Hold::Both { 8 } else { 4 };
         let mut room = self.options.memory;
         let mut taps: Vec<Tap> = Vec::new();
         let mut known = BTreeSet::new();
         for at in upcoming.iter().filter_map(|tensor| self.tap_of(tensor)).filter(|at| known.insert(*at)) {
             let tap = &self.tapped.taps[at];
-            let bytes = (tap.columns as u64).pow(2) * 4;
+            let bytes = (tap.columns as u64).pow(2) * each;
             if bytes > room && !taps.is_empty() {
                 break;
             }
@@ -228,7 +294,7 @@ impl TextCalibration {
         }
         let next = AtomicUsize::new(0);
         let sums: Vec<Mutex<Vec<f32>>> = sums.into_iter().map(Mutex::new).collect();
-        let made: Vec<OnceLock<Result<Feedback, FeedbackError>>> = taps.iter().map(|_| OnceLock::new()).collect();
+        let made: Vec<OnceLock<Result<MatrixInputs, FeedbackError>>> = taps.iter().map(|_| OnceLock::new()).collect();
         std::thread::scope(|scope| {
             for _ in 0..self.options.threads.clamp(1, taps.len().max(1)) {
                 scope.spawn(|| {
@@ -238,20 +304,20 @@ impl TextCalibration {
                             break;
                         };
                         let products = std::mem::take(&mut *sums.lock().unwrap_or_else(PoisonError::into_inner));
-                        let _ = made.set(Feedback::new(&products, tap.columns, self.options.damping));
+                        let _ = made.set(self.made(products, tap.columns));
                     }
                 });
             }
         });
         let mut all = BTreeMap::new();
         for (tap, made) in taps.into_iter().zip(made) {
-            let Some(feedback) = made.into_inner() else { continue };
+            let Some(inputs) = made.into_inner() else { continue };
             let failed = |error: FeedbackError| {
                 let reason = format!("the inputs of {}: {error}", tap.names.join(", "));
                 Error::Unusable { path: self.dataset.clone().into(), reason }
             };
-            let feedback = Arc::new(feedback.map_err(failed)?);
-            all.extend(tap.names.iter().map(|name| (name.clone(), feedback.clone())));
+            let inputs = Arc::new(inputs.map_err(failed)?);
+            all.extend(tap.names.iter().map(|name| (name.clone(), inputs.clone())));
         }
         Ok(all)
     }
@@ -263,13 +329,6 @@ impl Calibration for TextCalibration {
     }
 
     fn feedback(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error> {
-        let Some(tensor) = upcoming.first().filter(|tensor| self.tap_of(tensor).is_some()) else { return Ok(None) };
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if !held.contains_key(*tensor) {
-            // Before the next ones take their place.
-            held.clear();
-            *held = self.collect(upcoming, stopped)?;
-        }
-        Ok(held.get(*tensor).cloned())
+        Ok(self.inputs(upcoming, stopped)?.and_then(|inputs| inputs.feedback.clone()))
     }
 }

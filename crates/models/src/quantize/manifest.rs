@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::graph::Initializer;
 use super::{Calibration, MixedReport, Planned, QuantizeOptions};
 use crate::Error;
+use crate::prune::PruneReport;
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +31,7 @@ impl FileRecord {
     ///
     /// # Errors
     /// When it cannot be read, and [`Error::Cancelled`] when it was stopped.
-    pub(super) fn of(path: &Path, hash: bool, stopped: &dyn Fn() -> bool) -> Result<FileRecord, Error> {
+    pub(crate) fn of(path: &Path, hash: bool, stopped: &dyn Fn() -> bool) -> Result<FileRecord, Error> {
         let failed = |error: std::io::Error| Error::Unusable { path: path.to_owned(), reason: error.to_string() };
         let mut file = File::open(path).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
@@ -75,7 +76,7 @@ pub struct TensorRecord {
 
 impl TensorRecord {
     /// Of sums over its elements.
-    pub(super) fn of_sums(name: &str, shape: &[usize], types: [String; 2], bytes: u64, noise: f64, power: f64) -> Self {
+    pub(crate) fn of_sums(name: &str, shape: &[usize], types: [String; 2], bytes: u64, noise: f64, power: f64) -> Self {
         let lost = noise > 0.0 && power > 0.0;
         let [from, to] = types;
         TensorRecord {
@@ -89,7 +90,7 @@ impl TensorRecord {
         }
     }
 
-    pub(super) fn new(planned: &Planned, noise: f64, power: f64) -> TensorRecord {
+    pub(crate) fn new(planned: &Planned, noise: f64, power: f64) -> TensorRecord {
         let types = [planned.from.to_string(), planned.to.to_string()];
         TensorRecord::of_sums(&planned.name, &planned.shape, types, planned.bytes(), noise, power)
     }
@@ -145,6 +146,20 @@ pub struct GraphSettings {
 }
 
 impl Settings {
+    /// Nothing but a name for what was done.
+    pub(crate) fn named(name: &str) -> Settings {
+        Settings {
+            mixture: name.to_owned(),
+            pure: false,
+            output_type: None,
+            embedding_type: None,
+            tensor_types: Vec::new(),
+            imatrix: None,
+            calibration: None,
+            graph: None,
+        }
+    }
+
     pub(super) fn of(options: &QuantizeOptions, calibration: Option<&dyn Calibration>) -> Settings {
         Settings {
             mixture: options.mixture.name().to_owned(),
@@ -178,6 +193,9 @@ pub struct Manifest {
     /// Why each tensor has its type, where that was chosen tensor by tensor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixed: Option<MixedReport>,
+    /// What was taken out of which tensor, where something was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<PruneReport>,
     /// Seconds that it took.
     pub seconds: f64,
 }

@@ -4,7 +4,7 @@ pub mod graph;
 mod imatrix_file;
 mod manifest;
 mod mixed;
-mod tensors;
+pub(crate) mod tensors;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -30,7 +30,7 @@ pub use mixed::{MixedBudget, MixedOptions, MixedProgress, MixedReport, MixedTens
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// Keys that say how a model is split over files; the result is one file.
-const SPLIT: [&str; 3] = ["split.no", "split.count", "split.tensors.count"];
+pub(crate) const SPLIT: [&str; 3] = ["split.no", "split.count", "split.tensors.count"];
 
 /// How a model is quantized.
 #[derive(Clone, Debug)]
@@ -297,12 +297,13 @@ pub fn quantize_calibrated(
         settings: Settings::of(options, calibration),
         tensors: records.into_inner().unwrap_or_default(),
         mixed: None,
+        pruned: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
 
 /// Whether two paths name one file.
-fn same_file(a: &Path, b: &Path) -> bool {
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,

@@ -19,7 +19,7 @@ const SLAB: usize = 4 << 20;
 const PIECE: usize = 16 << 10;
 
 /// One run over a model: what its tensors share.
-pub(super) struct Job<'a> {
+pub(crate) struct Job<'a> {
     threads: usize,
     total: u64,
     progress: Mutex<(u64, &'a mut QuantizeProgress<'a>)>,
@@ -35,7 +35,7 @@ struct Loss {
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn new<'p: 'a>(threads: usize, total: u64, progress: &'a mut QuantizeProgress<'p>) -> Job<'a> {
+    pub(crate) fn new<'p: 'a>(threads: usize, total: u64, progress: &'a mut QuantizeProgress<'p>) -> Job<'a> {
         Job {
             threads: threads.clamp(1, 1024),
             total,
@@ -46,21 +46,21 @@ impl<'a> Job<'a> {
     }
 
     /// Whether everything is to end.
-    pub(super) fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// What a tensor failed with.
-    pub(super) fn failure(&self) -> Option<Error> {
+    pub(crate) fn failure(&self) -> Option<Error> {
         self.failure.lock().ok()?.take()
     }
 
     /// Notes why a tensor cannot be written, for which an error of writing stands.
-    pub(super) fn fail(&self, error: Error) -> io::Error {
+    pub(crate) fn fail(&self, error: Error) -> io::Error {
         self.stop();
         if let Ok(mut failure) = self.failure.lock() {
             failure.get_or_insert(error);
@@ -68,7 +68,8 @@ impl<'a> Job<'a> {
         io::Error::other("a tensor cannot be made")
     }
 
-    fn advance(&self, bytes: usize, name: &str) -> io::Result<()> {
+    /// Tells of bytes that are done (0 asks whether to go on).
+    pub(crate) fn advance(&self, bytes: usize, name: &str) -> io::Result<()> {
         let Ok(mut progress) = self.progress.lock() else { return Ok(()) };
         progress.0 += bytes as u64;
         let done = progress.0;
@@ -79,7 +80,7 @@ impl<'a> Job<'a> {
     }
 
     /// Writes a tensor in the type that is planned for it.
-    pub(super) fn tensor(
+    pub(crate) fn tensor(
         &self,
         model: &Gguf,
         planned: &Planned,
@@ -192,7 +193,7 @@ impl Slab<'_> {
 }
 
 /// Sums of the squared differences and of the squares: eight sums side by side, so that they are vectors.
-fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
+pub(crate) fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
     let (mut noise, mut power) = (0.0f64, 0.0f64);
     for (values, decoded) in values.chunks(1024).zip(decoded.chunks(1024)) {
         let (mut d, mut p) = ([0.0f32; 8], [0.0f32; 8]);
@@ -209,7 +210,7 @@ fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
 }
 
 /// Lets go of a part of a mapped tensor's pages: all together they would be the whole model.
-fn release(tensor: &Tensor, part: Range<usize>) {
+pub(crate) fn release(tensor: &Tensor, part: Range<usize>) {
     if let Some((file, range)) = tensor.file() {
         file.release(range.start + part.start..range.start + part.end);
     }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench quant`: what every type costs, beside llama-quantize's result for the same type.
 
+mod prune;
 mod report;
 
 use std::fs;
@@ -40,6 +41,7 @@ struct Options {
     against: bool,
     types: Vec<String>,
     mixed: bool,
+    prune: bool,
     chunks: usize,
     /// How often each program quantizes; the fastest counts.
     runs: usize,
@@ -57,6 +59,7 @@ impl Options {
         };
         let quick = arguments.flag(&["--quick"]);
         let mixed = arguments.flag(&["--mixed"]);
+        let prune = arguments.flag(&["--prune"]);
         let types = match arguments.value(&["--types"])? {
             Some(list) => list.split(',').map(known).collect::<Result<_, _>>()?,
             None if quick => QUICK.map(str::to_owned).to_vec(),
@@ -66,6 +69,7 @@ impl Options {
             against,
             types,
             mixed,
+            prune,
             chunks: arguments.count(&["--chunks"])?.unwrap_or(if quick { 4 } else { 20 }),
             runs: arguments.count(&["--pairs"])?.unwrap_or(if quick { 2 } else { 3 }),
             threads: arguments.count(&["--threads", "-t"])?.unwrap_or(2),
@@ -105,6 +109,9 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
     let (source, importances) = (scratch.path().join("F16.gguf"), scratch.path().join("imatrix.gguf"));
     let bench = Bench { options, polaris, peer, source, importances, scratch };
     bench.prepare()?;
+    if bench.options.prune {
+        return prune::run(&bench);
+    }
 
     let options = &bench.options;
     let mut report = Report {
@@ -199,14 +206,19 @@ impl Bench {
 
     /// By one program for both files, so that nothing but the weights is compared.
     fn quality(&self, model: &Path, speed: bool) -> Result<Quality, String> {
+        let value = self.compared(model, speed)?;
+        Quality::of(&value).ok_or_else(|| format!("polaris compare told something else: {value}"))
+    }
+
+    /// What `polaris compare` tells of the source and a model.
+    fn compared(&self, model: &Path, speed: bool) -> Result<Value, String> {
         let mut compare = self.polaris("compare", &["--device", "cpu", "--activations", "f32", "--json", "--data"]);
         compare.arg(command::repository().join(TEXT)).args(["--chunks", &self.options.chunks.to_string()]);
         if !speed {
             compare.args(["--speed-prompt", "0", "--speed-decode", "0"]);
         }
         let told = command::output(compare.arg(&self.source).arg(model))?;
-        let value: Value = serde_json::from_str(&told).map_err(|error| format!("polaris compare: {error}"))?;
-        Quality::of(&value).ok_or_else(|| format!("polaris compare told something else: {told}"))
+        serde_json::from_str(&told).map_err(|error| format!("polaris compare: {error}"))
     }
 }
 
@@ -227,6 +239,7 @@ mod tests {
     fn options_have_defaults_and_quick_measures_less() {
         let all = parse("").unwrap();
         assert_eq!((all.types.len(), all.chunks, all.runs, all.against, all.mixed), (18, 20, 3, false, false));
+        assert!(parse("--prune").unwrap().prune && !all.prune);
         let quick = parse("--quick --against llama-quantize --mixed").unwrap();
         assert_eq!((quick.types.len(), quick.chunks, quick.runs, quick.against, quick.mixed), (4, 4, 2, true, true));
         assert_eq!(parse("--types Q4_0,Q2_K").unwrap().types, ["Q4_0", "Q2_K"]);

@@ -120,6 +120,7 @@ pub fn quantize_graph(
         settings: settings(&options.graph, data),
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
+        pruned: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -156,17 +157,17 @@ fn settings(options: &GraphOptions, data: Option<&CalibrationData>) -> Settings 
 
 /// A tensor that an ONNX file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Initializer {
-    pub(super) name: String,
-    pub(super) shape: Vec<usize>,
-    pub(super) dtype: DType,
-    pub(super) bytes: u64,
+pub(crate) struct Initializer {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: DType,
+    pub(crate) bytes: u64,
     /// Whether it lies in another file.
-    external: bool,
+    pub(crate) external: bool,
 }
 
 impl Initializer {
-    fn record(&self, changes: &[Change]) -> TensorRecord {
+    pub(crate) fn record(&self, changes: &[Change]) -> TensorRecord {
         let dtype = self.dtype.to_string();
         match changes.iter().find(|change| change.name == self.name) {
             Some(change) => {
@@ -179,7 +180,7 @@ impl Initializer {
 }
 
 /// The tensors of an ONNX file, in its order.
-pub(super) fn initializers(path: &Path) -> Result<Vec<Initializer>, Error> {
+pub(crate) fn initializers(path: &Path) -> Result<Vec<Initializer>, Error> {
     let model = OnnxModel::open(path, FileAccess::Map)?;
     let mut all = Vec::new();
     for (name, data) in model.initializers() {
