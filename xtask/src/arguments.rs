@@ -53,6 +53,15 @@ impl Arguments {
         Ok(found)
     }
 
+    /// Takes `--against` with the name of the one program that there is to be compared with; true if it was given.
+    pub(crate) fn peer(&mut self, name: &str) -> Result<bool, String> {
+        match self.value(&["--against"])? {
+            None => Ok(false),
+            Some(given) if given == name => Ok(true),
+            Some(other) => Err(format!("no peer {other}; there is {name}")),
+        }
+    }
+
     /// Takes an option whose value is a whole number of at least one.
     pub(crate) fn count(&mut self, names: &[&str]) -> Result<Option<usize>, String> {
         let Some(text) = self.value(names)? else {

@@ -43,6 +43,8 @@ Examples:
   polaris quantize model.onnx model-int8.onnx --type int8-dynamic
   polaris quantize model.onnx model-int8.onnx --type int8 --calibrate folder-of-npy --calibration entropy
   polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --gptq --calibrate text.txt
+  polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --awq --bias-correction --calibrate text.txt
+  polaris quantize model.onnx model-int8.onnx --type int8 --per-tensor --equalize --bias-correction --calibrate folder-of-npy
   polaris quantize model-f16.gguf model.gguf --type mixed --target-size 3.5GiB --data text.txt --imatrix imatrix.gguf
   polaris quantize model-f16.gguf model.gguf --type mixed --max-kl 0.02 --data text.txt
   polaris quantize model-f16.gguf model.gguf --type mixed --vram 8GiB --context 4096 --data text.txt
@@ -170,6 +172,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Target::Graph(ty) => return run_graph(ty, arguments, &interrupt),
     };
+    if let Some(name) = arguments.graph.for_graphs_alone() {
+        return Err(Failure::Usage(format!("{name} is for graphs, and {} is a GGUF file", arguments.input.display())));
+    }
     let mut options = options(arguments, mixture)?;
     let _busy = interrupt.busy();
     let mixed = match (arguments.target, arguments.mixed.given()) {

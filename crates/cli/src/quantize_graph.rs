@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use core_tensor::{Bindings, FileAccess, Graph, Tensor};
 use models::quantize::Manifest;
-use models::quantize::graph::{CalibrationData, GraphModel, GraphQuantizeOptions, quantize_graph, text_runs};
+use models::quantize::graph::{
+    Balance, CalibrationData, GraphModel, GraphQuantizeOptions, MEMORY, quantize_graph, text_runs,
+};
 use polaris_quant::graph::{GraphOptions, GraphType, RangeMethod};
 
 use crate::failure::Failure;
@@ -46,15 +48,43 @@ pub(crate) struct GraphArguments {
     /// Round weights of few bits so that products with the calibration's activations change least (GPTQ)
     #[arg(long, requires = "calibrate", help_heading = "Calibration")]
     pub(crate) gptq: bool,
+    /// 8-bit weights with zero points: ranges that need not lie around 0
+    #[arg(long, help_heading = "Graphs")]
+    asymmetric: bool,
+    /// Search for scales that cut outliers where that loses less (AWQ's search for 4 bits, which needs --calibrate)
+    #[arg(long, help_heading = "Graphs")]
+    clip: bool,
+    /// Move outliers of activations into weights (SmoothQuant), for int8 and int8-dynamic; ALPHA is how much, 0.5 if left out
+    #[arg(long, value_name = "ALPHA", num_args = 0..=1, require_equals = true, default_missing_value = "0.5", value_parser = share, requires = "calibrate", help_heading = "Calibration")]
+    smooth: Option<f32>,
+    /// Protect weights that meet large activations (AWQ), for int4 and int8-weights: scales of inputs by a search, and clipping
+    #[arg(long, requires = "calibrate", conflicts_with = "smooth", help_heading = "Calibration")]
+    awq: bool,
+    /// Make the channels between convolutions equally large (cross-layer equalization)
+    #[arg(long, help_heading = "Graphs")]
+    equalize: bool,
+    /// Correct biases by what the rounding of weights takes from the mean of outputs
+    #[arg(long, requires = "calibrate", help_heading = "Calibration")]
+    bias_correction: bool,
+    /// MiB that sums of products for GPTQ and finished weights may take at once: with less, the data run more often and weights wait on the disk
+    #[arg(long, value_name = "MIB", default_value_t = MEMORY >> 20, help_heading = "Graphs")]
+    memory: u64,
     /// A node that stays as it is, by its name in `polaris inspect`; may be given more than once
     #[arg(long, value_name = "NODE", help_heading = "Graphs")]
     skip: Vec<String>,
     /// A number for an extent that the file leaves open: `--extent batch=1`
     #[arg(short = 'x', long = "extent", value_name = "NAME=N", value_parser = extent, help_heading = "Graphs")]
     extents: Vec<(String, usize)>,
-    /// Write weights to a file of their own, OUT.data, however few they are; above 1 GiB they are in any case
+    /// Write weights to a file of their own, OUT.data, however few they are; above half of --memory they are in any case
     #[arg(long, help_heading = "Graphs")]
     external_data: bool,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err(format!("{text:?} is no number from 0 to 1")),
+    }
 }
 
 fn method(text: &str) -> Result<RangeMethod, String> {
@@ -83,11 +113,53 @@ pub(crate) struct Common<'a> {
 }
 
 impl GraphArguments {
+    /// An option that was given and means nothing for GGUF files.
+    pub(crate) fn for_graphs_alone(&self) -> Option<&'static str> {
+        let given = [
+            (self.per_tensor, "--per-tensor"),
+            (self.symmetric, "--symmetric"),
+            (self.asymmetric, "--asymmetric"),
+            (self.keep_tables, "--keep-tables"),
+            (self.keep_convolutions, "--keep-convolutions"),
+            (self.clip, "--clip"),
+            (self.smooth.is_some(), "--smooth"),
+            (self.awq, "--awq"),
+            (self.equalize, "--equalize"),
+            (self.bias_correction, "--bias-correction"),
+            (!self.skip.is_empty(), "--skip"),
+            (!self.extents.is_empty(), "--extent"),
+            (self.external_data, "--external-data"),
+        ];
+        given.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
+    }
+
+    /// Refuses what has no meaning for a type.
+    fn check(&self, ty: GraphType) -> Result<(), Failure> {
+        let four = matches!(ty, GraphType::Int4 { .. });
+        let weights = four || ty == GraphType::Int8Weights;
+        let refused = [
+            (
+                self.smooth.is_some() && weights,
+                "--smooth is for int8 and int8-dynamic: other activations are not rounded",
+            ),
+            (
+                self.awq && !weights,
+                "--awq is for int4 and int8-weights: --smooth is its like for int8 and int8-dynamic",
+            ),
+            (self.clip && four && self.calibrate.is_none(), "--clip needs --calibrate with 4 bits"),
+            (self.per_tensor && four, "--per-tensor is for 8 bits"),
+            (self.asymmetric && four, "--asymmetric is for 8 bits"),
+        ];
+        let found = refused.into_iter().find(|(is, _)| *is);
+        found.map_or(Ok(()), |(_, why)| Err(Failure::Usage(why.to_owned())))
+    }
+
     /// Quantizes.
     pub(crate) fn run(&self, ty: GraphType, common: &Common<'_>, interrupt: &Interrupt) -> Result<Manifest, Failure> {
         if !common.output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
             return Err(Failure::Usage(format!("{ty} is written as ONNX: OUT must end in .onnx")));
         }
+        self.check(ty)?;
         let mut bindings = Bindings::new();
         self.extents.iter().for_each(|(name, n)| bindings.set(name, *n));
         let model = GraphModel::open(common.input, common.access, &bindings)?;
@@ -97,6 +169,10 @@ impl GraphArguments {
         graph.tables = !self.keep_tables;
         graph.convolutions = !self.keep_convolutions;
         graph.gptq = self.gptq;
+        graph.asymmetric = self.asymmetric;
+        // What AWQ finds is a scale of inputs, and then one of each group.
+        graph.clip = self.clip || self.awq;
+        graph.bias_correction = self.bias_correction;
         graph.method = self.calibration;
         graph.skip = self.skip.iter().cloned().collect();
         if let Some(threads) = common.threads {
@@ -107,8 +183,12 @@ impl GraphArguments {
             return Err(Failure::Usage(format!("--skip {unknown}: the simplified graph has no such node")));
         }
         let data = self.calibrate.as_deref().map(|data| calibration(data, &model, &bindings)).transpose()?;
-        let external_above = if self.external_data { 0 } else { loader_onnx::export::EXTERNAL_ABOVE };
-        let options = GraphQuantizeOptions { graph, external_above, hash: common.hash };
+        let balance = Balance { equalize: self.equalize, smooth: self.smooth, protect: self.awq };
+        let memory = self.memory.saturating_mul(1 << 20);
+        // What lies within the model is in memory twice while it is written.
+        let within = loader_onnx::export::EXTERNAL_ABOVE.min(memory / 2);
+        let external_above = if self.external_data { 0 } else { within };
+        let options = GraphQuantizeOptions { graph, balance, memory, external_above, hash: common.hash };
         let mut bar = LoadBar::new("quantizing");
         let manifest = quantize_graph(&model, common.output, &options, data.as_ref(), &mut |done, total, _| {
             bar.set(done, total);

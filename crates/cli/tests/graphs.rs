@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use core_tensor::op::{Binary, MatMul, Op, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, Weight};
-use support::{Folder, polaris};
+use support::{Folder, npy, polaris};
 
 /// `y = tanh(x·W)`, `z = y + y`; x is `[rows, 3]`.
 fn model(folder: &Folder) -> PathBuf {
@@ -23,20 +23,6 @@ fn model(folder: &Folder) -> PathBuf {
     let path = folder.path().join("model.onnx");
     loader_onnx::export::write(&graph, &path).unwrap();
     path
-}
-
-/// A version 1.0 .npy file, by the format's description.
-fn npy(path: &Path, shape: &str, values: &[f32]) {
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-    while !(header.len() + 11).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
-    fs::write(path, bytes).unwrap();
 }
 
 /// The f32 of an .npy file.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use core_tensor::op::{Binary, MatMul, Op, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, Weight};
 use serde_json::Value;
-use support::{Folder, polaris};
+use support::{Folder, npy, polaris};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -42,20 +42,6 @@ fn model(folder: &Folder) -> String {
     path.display().to_string()
 }
 
-/// A version 1.0 .npy file, by the format's description.
-fn npy(path: &Path, shape: &str, values: &[f32]) {
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-    while !(header.len() + 11).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
-    fs::write(path, bytes).unwrap();
-}
-
 fn data(folder: &Folder) -> PathBuf {
     let data = folder.path().join("data");
     fs::create_dir_all(&data).unwrap();
@@ -70,6 +56,20 @@ fn every_type_is_written_verified_and_near_the_original() {
     let folder = Folder::new();
     let (model, data) = (model(&folder), data(&folder).display().to_string());
     let calibrate = ["--calibrate", data.as_str()];
+    let with = |more: &[&'static str]| -> Vec<String> {
+        calibrate.iter().copied().chain(more.iter().copied()).map(str::to_owned).collect()
+    };
+    let methods = [
+        ("int8-dynamic", with(&["--smooth"]), 28.0),
+        ("int8", with(&["--smooth=0.3", "--bias-correction", "--equalize"]), 28.0),
+        ("int8-weights", with(&["--gptq", "--clip", "--asymmetric"]), 38.0),
+        ("int8-weights", with(&["--awq", "--memory", "0"]), 35.0),
+        ("int8-dynamic", with(&["--per-tensor", "--asymmetric", "--gptq"]), 30.0),
+        ("int4-g32", with(&["--awq", "--bias-correction"]), 15.0),
+        ("int4-g128", with(&["--gptq", "--awq", "--memory", "0"]), 15.0),
+    ];
+    let methods: Vec<(&str, Vec<&str>, f64)> =
+        methods.iter().map(|(ty, more, least)| (*ty, more.iter().map(String::as_str).collect(), *least)).collect();
     let cases: [(&str, &[&str], f64); 10] = [
         ("int8", &calibrate, 30.0),
         ("int8", &["--calibrate", data.as_str(), "--symmetric", "--per-tensor"], 28.0),
@@ -82,11 +82,15 @@ fn every_type_is_written_verified_and_near_the_original() {
         ("int4-g64", &["--calibrate", data.as_str(), "--gptq"], 15.0),
         ("int4-g128", &["--no-manifest"], 15.0),
     ];
+    let cases = cases.into_iter().chain(methods.iter().map(|(ty, more, least)| (*ty, more.as_slice(), *least)));
     for (ty, more, decibels) in cases {
         let output = folder.path().join("small.onnx").display().to_string();
         let told = json(&polaris(&[&["quantize", &model, &output, "--type", ty, "--json"], more].concat()).succeeded());
         assert_eq!(told["settings"]["mixture"], ty.to_lowercase());
-        assert_eq!(told["beside"].as_array().map(Vec::len), more.contains(&"--external-data").then_some(1));
+        assert_eq!(
+            told["beside"].as_array().map(Vec::len),
+            (more.contains(&"--external-data") || more.contains(&"--memory")).then_some(1)
+        );
         let changed = told["tensors"].as_array().unwrap().iter().filter(|t| t["relative_error"].as_f64() > Some(0.0));
         assert_eq!(changed.count(), 2, "{told}");
         if !more.contains(&"--no-manifest") {
@@ -130,6 +134,15 @@ fn what_does_not_fit_together_is_refused() {
     polaris(&["quantize", &model, "x.onnx", "--type", "int8", "--calibrate", "nowhere"]).failed(1, &["nowhere"]);
     polaris(&["quantize", &model, "x.onnx", "--type", "int8-dynamic", "--skip", "third"]).failed(2, &["third"]);
     polaris(&["quantize", &model, &model, "--type", "int8-dynamic"]).failed(1, &["would replace"]);
+    polaris(&["quantize", &model, "x.onnx", "--type", "int4-g32", "--smooth", "--calibrate", &data])
+        .failed(2, &["--smooth is for int8"]);
+    polaris(&["quantize", &model, "x.onnx", "--type", "int8", "--awq", "--calibrate", &data])
+        .failed(2, &["--awq is for int4"]);
+    polaris(&["quantize", &model, "x.onnx", "--type", "int4-g32", "--clip"]).failed(2, &["--calibrate"]);
+    polaris(&["quantize", &model, "x.onnx", "--type", "int4-g32", "--asymmetric"]).failed(2, &["8 bits"]);
+    polaris(&["quantize", &model, "x.onnx", "--type", "int8", "--smooth=2", "--calibrate", &data])
+        .failed(2, &["0 to 1"]);
+    polaris(&["quantize", &gguf, "x.gguf", "--type", "Q4_0", "--equalize"]).failed(2, &["--equalize", "graphs"]);
     npy(&Path::new(&data).join("9.npy"), "(5, 63)", &values(5 * 63, 0.0));
     polaris(&["quantize", &model, "x.onnx", "--type", "int8", "--calibrate", &data]).failed(1, &["input \"x\""]);
     assert!(!Path::new("x.onnx").exists() && !Path::new("x.gguf").exists());

@@ -38,6 +38,12 @@ impl PartialFile {
         }
     }
 
+    /// Where the file lies now.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.path.as_deref().unwrap_or(&self.target)
+    }
+
     /// Gives the file its name, when all of it is on the disk.
     ///
     /// # Errors

@@ -40,6 +40,16 @@ pub enum WeightError {
         /// Rows there are.
         rows: usize,
     },
+    /// There is not one factor for each index of an extent.
+    #[error("{found} factors for extent {axis} of {shape:?}")]
+    Factors {
+        /// Factors given.
+        found: usize,
+        /// The extent.
+        axis: usize,
+        /// The weight's shape.
+        shape: Vec<usize>,
+    },
     /// A tensor could not be made or read.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -52,6 +62,7 @@ enum Expr {
     ConcatRows(Vec<Arc<Weight>>),
     PermuteRows { of: Arc<Weight>, order: Vec<usize> },
     Scale { of: Arc<Weight>, factor: f32 },
+    ScaleAlong { of: Arc<Weight>, axis: usize, factors: Arc<[f32]> },
     Cast(Arc<Weight>),
 }
 
@@ -144,6 +155,18 @@ impl Weight {
         })
     }
 
+    /// Every element times the factor of its index in an extent, as f32.
+    ///
+    /// # Errors
+    /// When there is no such extent, or it has another number of elements than there are factors.
+    pub fn scale_along(self: &Arc<Weight>, axis: usize, factors: Arc<[f32]>) -> Result<Arc<Weight>, WeightError> {
+        if self.shape.get(axis) != Some(&factors.len()) {
+            return Err(WeightError::Factors { found: factors.len(), axis, shape: self.shape.clone() });
+        }
+        let expr = Expr::ScaleAlong { of: self.clone(), axis, factors };
+        Ok(Arc::new(Weight { dtype: DType::F32, shape: self.shape.clone(), expr }))
+    }
+
     /// The same numbers as f32 or f16.
     ///
     /// # Errors
@@ -220,6 +243,14 @@ impl Weight {
                 values.iter_mut().for_each(|value| *value *= factor);
                 Cow::Owned(bytemuck::cast_slice(&values).to_vec())
             }
+            Expr::ScaleAlong { of, axis, factors } => {
+                let first = range.start * self.row_len();
+                let mut values = of.rows_f32(range)?;
+                // Runs of neighbours that share a factor.
+                let run: usize = self.shape[axis + 1..].iter().product();
+                values.iter_mut().enumerate().for_each(|(i, x)| *x *= factors[(first + i) / run % factors.len()]);
+                Cow::Owned(bytemuck::cast_slice(&values).to_vec())
+            }
             Expr::Cast(of) => {
                 let values = of.rows_f32(range)?;
                 Cow::Owned(if self.dtype == DType::F16 {
@@ -256,9 +287,11 @@ impl Weight {
         match &self.expr {
             Expr::Stored(tensor) => f(tensor),
             Expr::ConcatRows(parts) => parts.iter().for_each(|part| part.stored_tensors(f)),
-            Expr::SliceRows { of, .. } | Expr::PermuteRows { of, .. } | Expr::Scale { of, .. } | Expr::Cast(of) => {
-                of.stored_tensors(f)
-            }
+            Expr::SliceRows { of, .. }
+            | Expr::PermuteRows { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::ScaleAlong { of, .. }
+            | Expr::Cast(of) => of.stored_tensors(f),
         }
     }
 
@@ -272,7 +305,8 @@ impl Weight {
                 }
             }
             Expr::SliceRows { of, start } => of.release_rows(start + range.start..start + range.end),
-            Expr::ConcatRows(_) | Expr::PermuteRows { .. } | Expr::Scale { .. } | Expr::Cast(_) => {
+            Expr::Scale { of, .. } | Expr::ScaleAlong { of, .. } | Expr::Cast(of) => of.release_rows(range),
+            Expr::ConcatRows(_) | Expr::PermuteRows { .. } => {
                 if range.end == self.row_count() {
                     self.stored_tensors(&mut Tensor::release);
                 }
@@ -320,6 +354,17 @@ mod tests {
         assert_eq!(slice.rows_f32(0..2).unwrap(), [4.0, 6.0, 20.0, 22.0]);
         let permuted = rows(0.0, 3).permute_rows(vec![2, 0, 1]).unwrap().cast(DType::F16).unwrap();
         assert_eq!(permuted.to_tensor().unwrap().to_f32().unwrap(), [4.0, 5.0, 0.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn factors_go_along_their_extent_whichever_rows_are_asked_for() {
+        let weight = Weight::stored(Tensor::from_slice(&[2, 3, 2], &[1.0f32; 12]).unwrap());
+        let scaled = |axis: usize, factors: &[f32]| weight.scale_along(axis, factors.into()).unwrap();
+        assert_eq!(scaled(0, &[2.0, 3.0]).rows_f32(2..4).unwrap(), [2.0, 2.0, 3.0, 3.0]);
+        assert_eq!(scaled(1, &[2.0, 3.0, 4.0]).rows_f32(1..4).unwrap(), [3.0, 3.0, 4.0, 4.0, 2.0, 2.0]);
+        assert_eq!(scaled(2, &[2.0, 3.0]).rows_f32(5..6).unwrap(), [2.0, 3.0]);
+        assert!(matches!(weight.scale_along(1, [1.0; 2].into()), Err(WeightError::Factors { .. })));
+        assert!(weight.scale_along(3, [1.0; 2].into()).is_err());
     }
 
     #[test]

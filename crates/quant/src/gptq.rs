@@ -12,6 +12,7 @@ use core_tensor::block::{
 use core_tensor::{BlockFormat, DType};
 
 use crate::block::{self, Codes, EncodeError, Encoder};
+use crate::graph::Hessian;
 
 /// Rows that are rounded side by side: what is read of the factor serves all of them, and as many blocks of 32 are searched at once.
 const ROWS: usize = 8;
@@ -72,23 +73,41 @@ impl Feedback {
             return Err(FeedbackError::Length { columns, found: products.len() });
         }
         let diagonal: Vec<f64> = (0..k).map(|i| f64::from(products[i * k + i])).collect();
+        Feedback::damped(products.iter().map(|value| f64::from(*value)).collect(), diagonal, damping)
+    }
+
+    /// From the lower triangle of the products of observed rows.
+    ///
+    /// # Errors
+    /// As [`Feedback::new`].
+    pub fn of(hessian: &Hessian, damping: f64) -> Result<Feedback, FeedbackError> {
+        let diagonal: Vec<f64> = (0..hessian.columns).map(|i| hessian.product(i, i)).collect();
+        Feedback::damped(hessian.products.clone(), diagonal, damping)
+    }
+
+    fn damped(mut damped: Vec<f64>, diagonal: Vec<f64>, damping: f64) -> Result<Feedback, FeedbackError> {
+        let k = diagonal.len();
         if let Some(column) = diagonal.iter().position(|value| !value.is_finite() || *value < 0.0) {
             return Err(FeedbackError::NotFinite { column, value: diagonal[column] });
         }
         let mean = diagonal.iter().sum::<f64>() / k.max(1) as f64;
-        let mut damped: Vec<f64> = products.iter().map(|value| f64::from(*value)).collect();
         for (i, value) in diagonal.iter().enumerate() {
             // A column whose inputs are always 0 constrains nothing.
             damped[i * k + i] = if *value == 0.0 { mean.max(1.0) } else { value + damping * mean };
         }
         let factor = inverse_factor(damped, k).map_err(|column| FeedbackError::Singular { damping, column })?;
-        Ok(Feedback { columns, factor, importance: diagonal.iter().map(|value| *value as f32).collect() })
+        Ok(Feedback { columns: k, factor, importance: diagonal.iter().map(|value| *value as f32).collect() })
     }
 
     /// The number of columns.
     #[must_use]
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Row `column` of the factor, from the diagonal on.
+    pub(crate) fn factors(&self, column: usize) -> &[f32] {
+        &self.factor[column * self.columns + column..(column + 1) * self.columns]
     }
 
     /// How much an error of each column counts by itself: what [`block::encode`] takes as importances.

@@ -1,71 +1,21 @@
 //! Quantized graphs on the reference interpreter: how far they may be from the float graph, and what is observed and rounded how.
 
-use std::sync::Arc;
+mod support;
 
 use core_tensor::op::{
     Binary, Conv, Gather, LayerNormalization, MatMul, Op, Pool, PoolKind, Reduce, ReduceKind, Reshape, Unary, Window,
 };
-use core_tensor::{Bindings, BlockFormat, DType, Dim, Graph, HostStates, Interpreter, Tensor, ValueId, Weight};
+use core_tensor::{BlockFormat, DType, Dim, Graph, Tensor, ValueId, Weight};
+use polaris_quant::gptq::Feedback;
 use polaris_quant::graph::{
-    ActivationScale, Calibration, GraphOptions, GraphQuantError, GraphType, Hessian, Matrix, RangeMethod,
-    RangeObserver, demands, encode_i4, encode_i8, gptq, observed, quantize,
+    ActivationScale, ByteRounding, Calibration, GraphOptions, GraphQuantError, GraphType, Hessian, Matrix, RangeMethod,
+    RangeObserver, encode_i4, encode_i8, gptq_i4, quantize,
 };
 use proptest::prelude::*;
+use support::{Random, calibrated, first, options, window};
 
-/// SplitMix64, and numbers that are about normal.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
-    }
-
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
-    }
-
-    fn normals(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.normal()).collect()
-    }
-
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        Tensor::from_slice(shape, &self.normals(shape.iter().product())).unwrap()
-    }
-}
-
-fn run(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
-    let graph = Arc::new(graph.clone());
-    let mut states = HostStates::new(&graph, 1, &Bindings::new()).unwrap();
-    Interpreter::new(graph).run(&mut states, inputs).unwrap()
-}
-
-fn first(graph: &Graph, inputs: &[Tensor]) -> Vec<f32> {
-    run(graph, inputs)[0].to_f32().unwrap()
-}
-
-/// Everything, however small.
-fn options(ty: GraphType) -> GraphOptions {
-    GraphOptions { minimum: 1, threads: 2, ..GraphOptions::new(ty) }
-}
-
-/// Looks at the activations of these inputs.
-fn calibrated(graph: &Graph, options: &GraphOptions, runs: &[Vec<Tensor>]) -> Calibration {
-    let demands = demands(graph, options).unwrap();
-    let mut calibration = Calibration::new(&demands);
-    let ids: Vec<ValueId> = demands.iter().map(|(id, _)| *id).collect();
-    let graph = observed(graph, &ids);
-    for inputs in runs {
-        let outputs = run(&graph, inputs);
-        for (id, tensor) in ids.iter().zip(&outputs[graph.outputs().len() - ids.len()..]) {
-            calibration.observe(*id, &tensor.to_f32().unwrap());
-        }
-    }
-    calibration
-}
+/// Per row, around 0.
+const BYTES: ByteRounding = ByteRounding { per_tensor: false, asymmetric: false, clip: false, threads: 2 };
 
 fn operators(graph: &Graph, name: &str) -> usize {
     graph.nodes().iter().filter(|node| node.op.name() == name).count()
@@ -99,10 +49,6 @@ fn convolution(random: &mut Random, groups: usize, channels: usize, out: usize) 
     (graph, matrix)
 }
 
-fn window(stride: usize) -> Window {
-    Window { strides: vec![stride; 2], dilations: vec![1; 2], pads_begin: vec![1; 2], pads_end: vec![1; 2] }
-}
-
 /// The largest magnitude.
 fn most(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |most, x| most.max(x.abs()))
@@ -133,16 +79,17 @@ proptest! {
     #[test]
     fn products_of_8_bits_are_within_half_a_step_of_each_factor(
         seed in any::<u64>(), k in 1usize..40, n in 1usize..20, rows in 1usize..5, transposed: bool, bias: bool,
-        per_tensor: bool, symmetric: bool,
+        per_tensor: bool, symmetric: bool, asymmetric: bool,
     ) {
         let mut random = Random(seed);
         let (graph, w) = product(&mut random, k, n, transposed, bias);
         let x = random.tensor(&[rows, k]);
         let values = x.to_f32().unwrap();
         let expected = first(&graph, std::slice::from_ref(&x));
-        let dw = most(&w.values) / 254.0;
+        // A zero point that is rounded cuts half a step at an end, of a range of 255 steps and not of 254 around 0.
+        let dw = if asymmetric { 2.0 * most(&w.values) / 255.0 } else { most(&w.values) / 254.0 };
         for ty in [GraphType::Int8Weights, GraphType::Int8Dynamic, GraphType::Int8] {
-            let options = GraphOptions { per_tensor, symmetric, ..options(ty) };
+            let options = GraphOptions { per_tensor, symmetric, asymmetric, ..options(ty) };
             let calibration = calibrated(&graph, &options, &[vec![x.clone()]]);
             let (new, changes) = quantize(&graph, &options, &calibration).unwrap();
             prop_assert_eq!(changes.len(), 1);
@@ -442,9 +389,9 @@ fn bytes_stand_for_zero_exactly() {
 #[test]
 fn zeros_and_least_scales_are_kept() {
     let matrix = Matrix { rows: 2, columns: 3, values: vec![0.0, 0.0, 0.0, 1.0, -2.0, 0.5] };
-    let rows = encode_i8(&matrix, false, None);
+    let rows = encode_i8(&matrix, &BYTES, None, None);
     assert_eq!((&rows.codes[..3], rows.codes[4]), (&[0i8; 3][..], -127));
-    let rows = encode_i8(&matrix, false, Some(&[0.0, 1.0]));
+    let rows = encode_i8(&matrix, &BYTES, Some(&[0.0, 1.0]), None);
     assert_eq!((rows.scales[1], &rows.codes[3..]), (1.0, &[1i8, -2, 0][..]));
 }
 
@@ -468,10 +415,11 @@ fn gptq_changes_products_with_correlated_activations_less_than_rounding() {
         rows.push(row);
     }
     let matrix = Matrix { rows: n, columns: k, values: random.normals(n * k) };
+    let feedback = Feedback::of(&hessian, 0.01).unwrap();
     for group in [32, 96] {
         let plain = encode_i4(&matrix, group, None, 2);
-        let careful = gptq(&matrix, &hessian, group, 0.01, 2).unwrap();
-        assert_eq!(gptq(&matrix, &hessian, group, 0.01, 1).unwrap(), careful);
+        let careful = gptq_i4(&matrix, &feedback, group, 2).unwrap();
+        assert_eq!(gptq_i4(&matrix, &feedback, group, 1).unwrap(), careful);
         let loss = |groups: &polaris_quant::graph::I4Groups| -> f64 {
             let mut sum = 0.0;
             for row in &rows {
@@ -485,8 +433,8 @@ fn gptq_changes_products_with_correlated_activations_less_than_rounding() {
         let (plain, careful) = (loss(&plain), loss(&careful));
         assert!(careful < 0.5 * plain, "group {group}: {careful} and {plain}");
     }
-    assert!(gptq(&matrix, &Hessian::new(k), 32, 0.01, 1).is_err());
-    assert!(gptq(&matrix, &Hessian::new(k - 1), 32, 0.01, 1).is_err());
+    let other = Matrix { rows: 1, columns: k - 1, values: vec![1.0; k - 1] };
+    assert!(gptq_i4(&other, &feedback, 32, 1).is_err());
 }
 
 #[test]
@@ -500,5 +448,6 @@ fn gptq_of_independent_activations_is_rounding() {
         hessian.observe(&row);
     }
     let matrix = Matrix { rows: 5, columns: k, values: random.normals(5 * k) };
-    assert_eq!(gptq(&matrix, &hessian, 32, 0.01, 1).unwrap().codes, encode_i4(&matrix, 32, None, 1).codes);
+    let feedback = Feedback::of(&hessian, 0.01).unwrap();
+    assert_eq!(gptq_i4(&matrix, &feedback, 32, 1).unwrap().codes, encode_i4(&matrix, 32, None, 1).codes);
 }

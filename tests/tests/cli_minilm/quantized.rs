@@ -6,6 +6,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -26,7 +27,9 @@ impl Drop for Folder {
 
 /// The model quantized, in a folder with all that belongs to it; its bytes.
 fn quantized(ty: &str, more: &[&str]) -> (Folder, u64) {
-    let folder = Folder(env::temp_dir().join(format!("polaris-minilm-{ty}-{}", process::id())));
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = Folder(env::temp_dir().join(format!("polaris-minilm-{number}-{}", process::id())));
     fs::create_dir_all(folder.0.join("1_Pooling")).unwrap();
     let source = model(F32);
     for name in [
@@ -46,11 +49,12 @@ fn quantized(ty: &str, more: &[&str]) -> (Folder, u64) {
     (folder, told["result"]["bytes"].as_u64().expect("a number"))
 }
 
-/// Checks the embeddings of a type against onnxruntime's on the same file, and against those of the model in f32.
+/// Checks the embeddings of a type (the first word of `name`) against onnxruntime's on the same file, and against those of the model in f32.
 #[track_caller]
-fn check(ty: &str, more: &[&str], megabytes: u64, least: f64) {
+fn check(name: &str, more: &[&str], megabytes: u64, least: f64) {
+    let ty = name.split(' ').next().unwrap();
     let (folder, bytes) = quantized(ty, more);
-    assert!(bytes < megabytes << 20, "{ty}: {bytes} bytes");
+    assert!(bytes < megabytes << 20, "{name}: {bytes} bytes");
     let read =
         |name: &str| serde_json::from_str::<Value>(&fs::read_to_string(format!("{FIXTURES}/{name}")).unwrap()).unwrap();
     let (references, floats) = (read("minilm-quantized.json"), read("minilm.json"));
@@ -59,11 +63,11 @@ fn check(ty: &str, more: &[&str], megabytes: u64, least: f64) {
     let arguments = ["embed", "-m", &folder, "--device", "cpu", "--activations", "f32", "--batch", "1", "--json", "-p"];
     let found = object(&[&arguments[..], &TEXTS[..]].concat());
     for (i, vector) in found["embeddings"].as_array().expect("vectors").iter().map(numbers).enumerate() {
-        let (reference, float) = (numbers(&references[ty][i]), numbers(&floats[i]["f32"]));
+        let (reference, float) = (numbers(&references[name][i]), numbers(&floats[i]["f32"]));
         let near = cosine(&vector, &reference);
-        assert!(near >= 0.9999, "{ty}, text {i}: the cosine with onnxruntime's is {near}");
+        assert!(near >= 0.9999, "{name}, text {i}: the cosine with onnxruntime's is {near}");
         let near = cosine(&vector, &float);
-        assert!(near >= least, "{ty}, text {i}: the cosine with the model in f32 is {near}");
+        assert!(near >= least, "{name}, text {i}: the cosine with the model in f32 is {near}");
     }
 }
 
@@ -89,4 +93,16 @@ fn int8_weights_are_near_and_run_in_onnxruntime() {
 #[test]
 fn int4_weights_by_gptq_are_near_and_run_in_onnxruntime() {
     check("int4-g32", &["--gptq", "--calibrate", &constitution()], 15, 0.96);
+}
+
+#[test]
+fn int8_weights_by_gptq_with_zero_points_are_near_and_run_in_onnxruntime() {
+    let constitution = constitution();
+    check("int8-weights by gptq", &["--gptq", "--asymmetric", "--clip", "--calibrate", &constitution], 23, 0.9995);
+}
+
+#[test]
+fn protected_int4_weights_are_near_and_run_in_onnxruntime() {
+    let constitution = constitution();
+    check("int4-g128 protected", &["--awq", "--calibrate", &constitution], 13, 0.95);
 }

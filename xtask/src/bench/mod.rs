@@ -27,6 +27,7 @@ pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--q
 cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
 cargo xtask bench onnx [--against onnxruntime] [--quick] [OPTIONS]
 cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [--prune] [OPTIONS]
+cargo xtask bench quant --graphs [OPTIONS]
 
 gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
 the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.
@@ -55,7 +56,8 @@ silero-vad, silero-vad-16k, magika, ocr-det, ocr-rec, ocr-cls. --quick measures 
 quant measures what every type costs on SmolLM2-135M: size, perplexity, KL divergence, speed, and the time that it takes to quantize, with
 importances and without; beside llama-quantize its result for the same type, and the goals. --types Q4_0,Q4_K_M: only these; --chunks N: chunks of
 512 tokens (20; --quick 4); --mixed: also mixed models no larger than Q4_K_S and Q3_K_M, which takes minutes.
---prune: instead, what pruning costs and saves in every way there is: size, perplexity, KL divergence, speed beside the whole model's.";
+--prune: instead, what pruning costs and saves in every way there is: size, perplexity, KL divergence, speed beside the whole model's.
+--graphs: the types of graphs on MiniLM instead: size, similarity and change of embeddings, latency, time.";
 
 /// What to measure, and how often.
 #[derive(Debug)]
@@ -76,11 +78,7 @@ const GPU_MODELS: &str = "smollm2-q4_0,smollm2-q8_0";
 
 impl Options {
     fn parse(gpu: bool, mut arguments: Arguments) -> Result<Self, String> {
-        let against = match arguments.value(&["--against"])?.as_deref() {
-            None => false,
-            Some("llama.cpp") => true,
-            Some(other) => return Err(format!("no peer {other}; there is llama.cpp")),
-        };
+        let against = arguments.peer("llama.cpp")?;
         let quick = arguments.flag(&["--quick"]);
         let device = if gpu { arguments.number(&["--device"])? } else { None };
         let models = arguments.value(&["--models"])?.or_else(|| gpu.then(|| GPU_MODELS.to_owned()));

@@ -203,3 +203,17 @@ fn noise(shape: &[usize], seed: u32) -> Vec<u8> {
     let count: usize = shape.iter().product();
     std::iter::repeat_with(next).take(count).flat_map(|value| (value as f32).to_le_bytes()).collect()
 }
+
+/// A version 1.0 .npy file, by the format's description.
+pub(crate) fn npy(path: &Path, shape: &str, values: &[f32]) {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    while !(header.len() + 11).is_multiple_of(64) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+}

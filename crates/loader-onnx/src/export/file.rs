@@ -5,9 +5,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use core_tensor::{Dim, Graph, PartialFile, ValueId, Weight};
+use core_tensor::{Dim, Graph, PartialFile, ValueId};
 use prost::Message;
 
+use super::content::Content;
 use super::microsoft::DOMAIN;
 use super::nodes::{Writer, data_type};
 use super::{ExportError, IR_VERSION, OPSET};
@@ -32,14 +33,14 @@ const CHUNK: usize = 1 << 20;
 pub(super) fn write(graph: &Graph, path: &Path, external_above: u64) -> Result<(), ExportError> {
     let mut writer = Writer::new(graph);
     writer.write_nodes()?;
-    let total: u64 = writer.initializers.iter().map(|constant| constant.weight.byte_len() as u64).sum();
+    let total: u64 = writer.initializers.iter().map(|constant| constant.content.byte_len() as u64).sum();
     let mut data = match total > external_above {
         true => Some(Data::create(path)?),
         false => None,
     };
     let mut initializers = Vec::with_capacity(writer.initializers.len());
     for constant in &writer.initializers {
-        initializers.push(tensor(&constant.name, &constant.weight, &mut data)?);
+        initializers.push(tensor(&constant.name, &constant.content, &mut data)?);
     }
     let input = value_infos(&mut writer, graph.inputs())?;
     let output = value_infos(&mut writer, graph.outputs())?;
@@ -100,26 +101,26 @@ fn value_info(writer: &mut Writer<'_>, id: ValueId) -> Result<ValueInfoProto, Ex
     Ok(ValueInfoProto { name: Some(name), r#type: Some(ty), ..ValueInfoProto::default() })
 }
 
-fn tensor(name: &str, weight: &Weight, data: &mut Option<Data>) -> Result<TensorProto, ExportError> {
-    let dtype = weight.dtype();
+fn tensor(name: &str, content: &Content, data: &mut Option<Data>) -> Result<TensorProto, ExportError> {
+    let dtype = content.dtype();
     let data_type = data_type(dtype).ok_or_else(|| ExportError::DType { value: name.to_owned(), dtype })?;
     let failed = |source| ExportError::Weight { name: name.to_owned(), source };
     let mut proto = TensorProto {
-        dims: weight.shape().iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect(),
+        dims: content.shape().iter().map(|n| i64::try_from(*n).unwrap_or(i64::MAX)).collect(),
         data_type: Some(data_type),
         name: Some(name.to_owned()),
         ..TensorProto::default()
     };
     match data {
-        Some(data) if weight.byte_len() > SMALL => {
+        Some(data) if content.byte_len() > SMALL => {
             let offset = data.align()?;
-            let rows = weight.row_count();
-            let step = (CHUNK / weight.row_bytes().max(1)).clamp(1, rows.max(1));
+            let (rows, row_bytes) = content.rows();
+            let step = (CHUNK / row_bytes.max(1)).clamp(1, rows.max(1));
             let mut row = 0;
             while row < rows {
                 let end = (row + step).min(rows);
-                data.write(&weight.rows(row..end).map_err(failed)?)?;
-                weight.release_rows(row..end);
+                data.write(&content.bytes(row..end).map_err(failed)?)?;
+                content.release(row..end);
                 row = end;
             }
             let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
@@ -127,11 +128,11 @@ fn tensor(name: &str, weight: &Weight, data: &mut Option<Data>) -> Result<Tensor
             proto.external_data = vec![
                 entry("location", data.location.clone()),
                 entry("offset", offset.to_string()),
-                entry("length", weight.byte_len().to_string()),
+                entry("length", content.byte_len().to_string()),
             ];
         }
         _ => {
-            let bytes = weight.rows(0..weight.row_count()).map_err(failed)?;
+            let bytes = content.bytes(0..content.rows().0).map_err(failed)?;
             proto.raw_data = Some(Bytes::from(bytes.into_owned()));
         }
     }

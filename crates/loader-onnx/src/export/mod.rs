@@ -2,8 +2,10 @@
 //!
 //! Standard operators of [`OPSET`] are written: what ONNX lacks (attention over tensors, gated activations, root-mean-square normalization, products with a
 //! transposed operand) is spelled out in those, so that any runtime takes the file. Weights are written as the graph has them, expressions evaluated.
-//! Products with and rows of weights in blocks (`Q4_0`, `Q8_0`) become onnxruntime's `MatMulNBits` and `GatherBlockQuantized`, bit for bit the same numbers.
+//! Products with and rows of weights in blocks (`Q4_0`, `Q8_0`) become onnxruntime's `MatMulNBits` and `GatherBlockQuantized`, bit for bit the same numbers, with
+//! their scales in f16 as they are. No more than a part of a weight is in memory at a time where weights have a file of their own.
 
+mod content;
 mod dims;
 mod elementwise;
 mod file;

@@ -1,18 +1,18 @@
 //! The model under construction: names, nodes, initializers.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use core_tensor::{DType, Graph, Node, Tensor, ValueId, ValueSource, Weight};
 
 use super::ExportError;
+use super::content::{Blocks, Content};
 use crate::proto::{AttributeProto, NodeProto, attribute_proto::AttributeType, tensor_proto::DataType};
 
 /// A constant of the model.
 pub(super) struct Initializer {
     pub(super) name: String,
-    pub(super) weight: Arc<Weight>,
+    pub(super) content: Content,
 }
 
 /// The model under construction.
@@ -30,6 +30,8 @@ pub(super) struct Writer<'a> {
     pub(super) microsoft: bool,
     /// Weights that were taken apart, by their names: each is written once.
     apart: HashMap<String, String>,
+    /// Scales that were made floats, by the name of what these are made from.
+    floats: HashMap<String, String>,
     /// The node that is written now, for messages.
     pub(super) at: Option<&'a Node>,
 }
@@ -46,6 +48,7 @@ impl<'a> Writer<'a> {
             dims: HashMap::new(),
             microsoft: false,
             apart: HashMap::new(),
+            floats: HashMap::new(),
             at: None,
         };
         // The interface keeps its names.
@@ -78,7 +81,7 @@ impl<'a> Writer<'a> {
         let value = self.graph.value(id);
         let name = self.fresh(&value.name);
         if let ValueSource::Weight(weight) = &value.source {
-            self.initializers.push(Initializer { name: name.clone(), weight: weight.clone() });
+            self.initializers.push(Initializer { name: name.clone(), content: Content::Weight(weight.clone()) });
         }
         self.names[id.index()] = Some(name.clone());
         name
@@ -90,7 +93,7 @@ impl<'a> Writer<'a> {
             let Some(weight) = self.graph.weight_of(*id) else { continue };
             let name = self.name(*id);
             if !self.initializers.iter().any(|known| known.name == name) {
-                self.initializers.push(Initializer { name, weight: weight.clone() });
+                self.initializers.push(Initializer { name, content: Content::Weight(weight.clone()) });
             }
         }
     }
@@ -102,20 +105,31 @@ impl<'a> Writer<'a> {
             return name.clone();
         }
         let name = self.fresh("constant");
-        self.initializers.push(Initializer { name: name.clone(), weight: Weight::stored(tensor) });
+        self.initializers.push(Initializer { name: name.clone(), content: Content::Weight(Weight::stored(tensor)) });
         self.constants.insert(key, name.clone());
         name
     }
 
-    /// A constant with a name of its own, which is that of a part of a weight: the same part in the same shape is written once.
-    pub(super) fn named_constant(&mut self, name: &str, tensor: Tensor) -> String {
-        let key = format!("{name} {:?}", tensor.shape());
+    /// A part of a weight in blocks, which is written once in each shape.
+    pub(super) fn part(&mut self, name: &str, part: Blocks) -> String {
+        let key = format!("{name} {:?}", part.shape());
         if let Some(known) = self.apart.get(&key) {
             return known.clone();
         }
         let name = self.fresh(name);
-        self.initializers.push(Initializer { name: name.clone(), weight: Weight::stored(tensor) });
+        self.initializers.push(Initializer { name: name.clone(), content: Content::Blocks(part) });
         self.apart.insert(key, name.clone());
+        name
+    }
+
+    /// A constant of f16 as f32.
+    pub(super) fn floats(&mut self, halves: &str) -> String {
+        if let Some(known) = self.floats.get(halves) {
+            return known.clone();
+        }
+        let name = self.fresh(&format!("{halves}.f32"));
+        self.node("Cast", &[halves], &[&name], vec![int("to", i64::from(DataType::Float as i32))]);
+        self.floats.insert(halves.to_owned(), name.clone());
         name
     }
 

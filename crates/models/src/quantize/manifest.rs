@@ -133,6 +133,27 @@ pub struct GraphSettings {
     pub tables: bool,
     /// Whether rounding followed the activations (GPTQ).
     pub gptq: bool,
+    /// Whether 8-bit weights have zero points.
+    #[serde(default)]
+    pub asymmetric: bool,
+    /// Whether scales were searched for that cut outliers.
+    #[serde(default)]
+    pub clip: bool,
+    /// Whether biases make up for what rounding takes from means.
+    #[serde(default)]
+    pub bias_correction: bool,
+    /// Whether channels between convolutions were made equally large.
+    #[serde(default)]
+    pub equalize: bool,
+    /// How much of activations' outliers went to the weights (SmoothQuant's alpha).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<String>,
+    /// Whether weights that meet large activations were protected (AWQ).
+    #[serde(default)]
+    pub awq: bool,
+    /// Values of which factors were moved.
+    #[serde(default)]
+    pub balanced: usize,
     /// Where the data for calibration were from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,

@@ -7,19 +7,14 @@ use core_tensor::{DType, Graph, Node, ValueId};
 
 use super::rewrite::Rewriting;
 use super::site::{Kind, Site};
-use super::{Change, GraphOptions, GraphQuantError};
+use super::{Change, GraphQuantError};
 
 /// `x · W` becomes `float(quantized x · i8 W) * (scale of x * scales of W)`: the form that backends compute in one step, and onnxruntime fuses.
-pub(super) fn quantize(
-    graph: &Graph,
-    sites: &[Site],
-    options: &GraphOptions,
-) -> Result<(Graph, Vec<Change>), GraphQuantError> {
-    let mut new = Rewriting::new(graph, sites, options);
+pub(super) fn quantize(mut new: Rewriting<'_>) -> Result<(Graph, Vec<Change>), GraphQuantError> {
     let mut inputs: HashMap<ValueId, [ValueId; 3]> = HashMap::new();
-    for (at, node) in graph.nodes().iter().enumerate() {
+    for (at, node) in new.old.nodes().iter().enumerate() {
         let Some(site) = new.site(at) else {
-            new.rewriter.copy(node)?;
+            new.copy(at, node)?;
             continue;
         };
         if site.kind == Kind::Table {
@@ -34,7 +29,8 @@ pub(super) fn quantize(
                 made
             }
         };
-        let (weight, scale) = new.bytes(&site, None)?;
+        let bytes = new.bytes(&site, None)?;
+        let scale = bytes.scale;
         let (op, scale) = match &node.op {
             Op::Conv(conv) => {
                 let rank = new.rank(site.input);
@@ -43,14 +39,16 @@ pub(super) fn quantize(
             }
             _ => (Op::MatMulInteger(MatMulInteger), scale),
         };
-        let y = new.add(&format!("{}.integers", node.name), op, &[x, weight, x_zero])?;
+        let operands: Vec<ValueId> =
+            [Some(x), Some(bytes.weight), Some(x_zero), bytes.zero].into_iter().flatten().collect();
+        let y = new.add(&format!("{}.integers", node.name), op, &operands)?;
         let y = new.add(&format!("{}.floats", node.name), Op::Cast(Cast { to: DType::F32 }), &[y])?;
         let scale = new.add(&format!("{}.scale", node.name), Op::Binary(Binary::Mul), &[x_scale, scale])?;
         let mut y = new.add(&format!("{}.scaled", node.name), Op::Binary(Binary::Mul), &[y, scale])?;
-        if site.kind == Kind::Convolution {
-            let rank = new.rank(site.input);
-            y = biased(&mut new, node, y, rank)?;
-        }
+        y = match site.kind {
+            Kind::Convolution => biased(&mut new, node, y, bytes.lost)?,
+            _ => new.restore(node, y, bytes.lost)?,
+        };
         new.replace(node, y);
     }
     Ok(new.finish())
@@ -68,9 +66,15 @@ fn quantized(new: &mut Rewriting<'_>, site: &Site) -> Result<[ValueId; 3], Graph
     }
 }
 
-/// With a convolution's bias.
-fn biased(new: &mut Rewriting<'_>, node: &Node, y: ValueId, rank: usize) -> Result<ValueId, GraphQuantError> {
-    let Some(bias) = new.input(node, 2) else { return Ok(y) };
+/// With a convolution's bias, and what rounding took from the mean of its outputs.
+fn biased(
+    new: &mut Rewriting<'_>,
+    node: &Node,
+    y: ValueId,
+    lost: Option<Vec<f32>>,
+) -> Result<ValueId, GraphQuantError> {
+    let Some(bias) = new.bias(node, lost)? else { return Ok(y) };
+    let rank = node.outputs.first().map_or(0, |id| new.rank(*id));
     let bias = new.over_channels(&format!("{}.bias", node.name), bias, rank)?;
     new.add(&format!("{}.biased", node.name), Op::Binary(Binary::Add), &[y, bias])
 }

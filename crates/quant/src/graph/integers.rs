@@ -19,16 +19,21 @@ const SQUARE: usize = 32;
 /// The elements of `[rows, columns]` as `[columns, rows]`.
 pub(super) fn transpose<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     let mut out = vec![T::default(); rows * columns];
+    transpose_into(values, rows, columns, &mut out, rows);
+    out
+}
+
+/// The same into a part of something wider: rows of the result begin `stride` elements from each other.
+pub(super) fn transpose_into<T: Copy>(values: &[T], rows: usize, columns: usize, out: &mut [T], stride: usize) {
     for top in (0..rows).step_by(SQUARE) {
         for left in (0..columns).step_by(SQUARE) {
             for row in top..(top + SQUARE).min(rows) {
                 for column in left..(left + SQUARE).min(columns) {
-                    out[column * rows + row] = values[row * columns + column];
+                    out[column * stride + row] = values[row * columns + column];
                 }
             }
         }
     }
-    out
 }
 
 impl Matrix {
@@ -46,53 +51,12 @@ impl Matrix {
     }
 }
 
-/// Signed bytes around zero, with a scale for each row or one for all.
-#[derive(Clone, Debug, PartialEq)]
-pub struct I8Rows {
-    /// `[rows, columns]`, from -127 to 127.
-    pub codes: Vec<i8>,
-    /// One for each row, or a single one.
-    pub scales: Vec<f32>,
-}
-
-impl I8Rows {
-    /// The sums of squared differences and of squares.
-    #[must_use]
-    pub fn loss(&self, matrix: &Matrix) -> (f64, f64) {
-        let decoded = |i: usize| {
-            let scale = if self.scales.len() == 1 { 0 } else { i / matrix.columns.max(1) };
-            f32::from(self.codes[i]) * self.scales[scale]
-        };
-        loss(&matrix.values, decoded)
-    }
-}
-
-fn loss(values: &[f32], decoded: impl Fn(usize) -> f32) -> (f64, f64) {
+/// The sums of squared differences from what was decoded, and of squares.
+pub(super) fn loss(values: &[f32], decoded: impl Fn(usize) -> f32) -> (f64, f64) {
     values.iter().enumerate().fold((0.0, 0.0), |(noise, power), (i, x)| {
         let d = f64::from(x - decoded(i));
         (noise + d * d, power + f64::from(*x) * f64::from(*x))
     })
-}
-
-/// Rounds to signed bytes: `x / scale`, halves to even, where the largest magnitude of a row (or of all) becomes 127, unless `floor` asks for a larger scale
-/// of a row.
-#[must_use]
-pub fn encode_i8(matrix: &Matrix, per_tensor: bool, floor: Option<&[f32]>) -> I8Rows {
-    let scale = |values: &[f32]| {
-        let most = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        // Scales of nothing but zeros, and those that would be too small to divide by.
-        if most < 1e-30 { 1.0 } else { most / 127.0 }
-    };
-    let floor = |row: usize| floor.and_then(|floor| floor.get(row)).copied().unwrap_or(0.0);
-    let scales = match per_tensor {
-        true => vec![(0..matrix.rows).map(floor).fold(scale(&matrix.values), f32::max)],
-        false => (0..matrix.rows).map(|row| scale(matrix.row(row)).max(floor(row))).collect(),
-    };
-    let code = |(i, x): (usize, &f32)| {
-        let scale = if per_tensor { scales[0] } else { scales[i / matrix.columns.max(1)] };
-        (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8
-    };
-    I8Rows { codes: matrix.values.iter().enumerate().map(code).collect(), scales }
 }
 
 /// Integers of 4 bits from -8 to 7, with a scale for each group of neighbours in a row.
@@ -114,6 +78,12 @@ impl I4Groups {
     pub fn decoded(&self, row: usize, column: usize) -> f32 {
         let scale = self.scales[row * self.columns.div_ceil(self.group) + column / self.group];
         f32::from(self.codes[row * self.columns + column]) * scale
+    }
+
+    /// What the codes stand for, `[rows, columns]`.
+    #[must_use]
+    pub fn decode(&self) -> Vec<f32> {
+        (0..self.codes.len()).map(|i| self.decoded(i / self.columns, i % self.columns)).collect()
     }
 
     /// The sums of squared differences and of squares.
@@ -161,6 +131,76 @@ pub fn encode_i4(matrix: &Matrix, group: usize, importance: Option<&[f32]>, thre
         }
     });
     I4Groups { codes, scales, group, columns: matrix.columns }
+}
+
+/// Parts of a group's scale that are tried where outputs decide.
+const PARTS: [f32; 9] = [0.7, 0.76, 0.82, 0.87, 0.91, 0.95, 1.0, 1.04, 1.08];
+
+/// The same where each group's scale is the one with which the group's products with the examples (rows of the inputs, side by side) change least, in the squared
+/// sum: what a scale cuts is weighed against what it rounds finer (the search of AWQ for clipping; Lin et al., 2023).
+#[must_use]
+pub fn encode_i4_for(matrix: &Matrix, group: usize, examples: &[f32], threads: usize) -> I4Groups {
+    let k = matrix.columns;
+    let rows = examples.len() / k.max(1);
+    if rows == 0 {
+        return encode_i4(matrix, group, None, threads);
+    }
+    // Of each group the sums of the products of its columns.
+    let grams: Vec<Vec<f32>> = (0..k.div_ceil(group))
+        .map(|at| {
+            let columns = at * group..((at + 1) * group).min(k);
+            let width = columns.len();
+            let mut gram = vec![0.0f32; width * width];
+            for row in examples.chunks_exact(k) {
+                let row = &row[columns.clone()];
+                for (x, sums) in row.iter().zip(gram.chunks_exact_mut(width)) {
+                    sums.iter_mut().zip(row).for_each(|(sum, y)| *sum += x * y);
+                }
+            }
+            gram
+        })
+        .collect();
+    let importance: Vec<f32> = grams
+        .iter()
+        .flat_map(|gram| {
+            let width = gram.len().isqrt();
+            (0..width).map(move |i| gram[i * width + i] / rows as f32 + 1e-8)
+        })
+        .collect();
+    let mut made = encode_i4(matrix, group, Some(&importance), threads);
+    let per_row = k.div_ceil(group);
+    let share = matrix.rows.div_ceil(threads.max(1)).max(1);
+    let grams = &grams;
+    std::thread::scope(|scope| {
+        let parts = made.codes.chunks_mut(share * k).zip(made.scales.chunks_mut(share * per_row));
+        for ((codes, scales), values) in parts.zip(matrix.values.chunks(share * k)) {
+            scope.spawn(move || {
+                let mut differences = Vec::new();
+                let rows = values.chunks(k).zip(codes.chunks_mut(k)).zip(scales.chunks_mut(per_row));
+                for ((values, codes), scales) in rows {
+                    let groups = values.chunks(group).zip(codes.chunks_mut(group)).zip(scales.iter_mut());
+                    for (((values, codes), scale), gram) in groups.zip(grams) {
+                        let tries = PARTS.iter().map(|part| f16::from_f32(*scale * part).to_f32());
+                        let costs = tries.map(|scale| {
+                            differences.clear();
+                            differences.extend(values.iter().map(|x| x - f32::from(code_i4(*x, scale)) * scale));
+                            (form(&differences, gram), scale)
+                        });
+                        let best = costs.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(*scale, |(_, scale)| scale);
+                        *scale = best;
+                        values.iter().zip(codes).for_each(|(x, code)| *code = code_i4(*x, best));
+                    }
+                }
+            });
+        }
+    });
+    made
+}
+
+/// `dᵀ G d`
+fn form(d: &[f32], gram: &[f32]) -> f32 {
+    let rows = d.iter().zip(gram.chunks_exact(d.len().max(1)));
+    rows.map(|(x, row)| x * row.iter().zip(d).map(|(g, y)| g * y).sum::<f32>()).sum()
 }
 
 /// The integer of 4 bits that is nearest.

@@ -35,13 +35,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bytes;
 mod calibration;
+mod channels;
+mod correction;
 mod dynamic;
 mod gptq;
 mod integers;
 mod observer;
 mod placement;
 mod qdq;
+mod rebalance;
 mod rewrite;
 mod site;
 mod weight_only;
@@ -52,10 +56,15 @@ use std::str::FromStr;
 
 use core_tensor::{DType, Graph, GraphError, TensorError, WeightError};
 
-pub use calibration::{Calibration, Demand, demands, observed};
-pub use gptq::{GptqError, gptq};
-pub use integers::{I4Groups, I8Rows, Matrix, encode_i4, encode_i8};
+pub use bytes::{ByteRounding, I8Rows, encode_i8};
+pub use calibration::{Calibration, Demand, Host, HostError, demands, observed};
+pub use channels::ChannelObserver;
+pub use gptq::{gptq_i4, gptq_i8};
+pub use integers::{I4Groups, Matrix, encode_i4, encode_i4_for};
 pub use observer::{ActivationScale, Hessian, Range, RangeMethod, RangeObserver};
+pub use rebalance::{Rebalanced, balance_demands, equalize, protect, smooth};
+
+use crate::gptq::FeedbackError;
 
 /// What becomes of a graph's weights and activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,13 +129,20 @@ pub struct GraphOptions {
     pub ty: GraphType,
     /// 8-bit weights: one scale for all of a weight, and not one for each output.
     pub per_tensor: bool,
+    /// 8-bit weights: ranges that need not lie around zero, with zero points; tables excepted, and convolutions with dynamic activations.
+    pub asymmetric: bool,
+    /// Whether scales are searched for that cut outliers where that loses less: of bytes by the squared error, of 4 bits by what becomes of products with examples,
+    /// which needs calibration.
+    pub clip: bool,
+    /// Whether biases make up for what the rounding of weights takes from the mean of outputs. Needs calibration.
+    pub bias_correction: bool,
     /// Calibrated activations: i8 around zero, and not u8 with a zero point.
     pub symmetric: bool,
     /// Whether tables that rows are taken from (embeddings) are quantized, too: with a scale for each row, or in groups.
     pub tables: bool,
     /// Whether convolutions are quantized.
     pub convolutions: bool,
-    /// 4-bit weights: whether rounding follows what the activations need (GPTQ), and not each weight alone. Needs calibration.
+    /// Whether the rounding of products' weights follows what the activations need (GPTQ), and not each weight alone. Needs calibration.
     pub gptq: bool,
     /// What GPTQ adds to the diagonal of the Hessian, relative to its mean.
     pub damping: f64,
@@ -147,6 +163,9 @@ impl GraphOptions {
         GraphOptions {
             ty,
             per_tensor: false,
+            asymmetric: false,
+            clip: false,
+            bias_correction: false,
             symmetric: false,
             tables: true,
             convolutions: true,
@@ -157,6 +176,14 @@ impl GraphOptions {
             minimum: 1024,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
+    }
+}
+
+impl GraphOptions {
+    /// How weights become bytes.
+    pub(crate) fn bytes(&self) -> ByteRounding {
+        let GraphOptions { per_tensor, asymmetric, clip, threads, .. } = *self;
+        ByteRounding { per_tensor, asymmetric, clip, threads }
     }
 }
 
@@ -229,7 +256,15 @@ pub enum GraphQuantError {
         /// The weight.
         name: String,
         /// Why.
-        source: GptqError,
+        source: FeedbackError,
+    },
+    /// What the caller was asked for is not to be had.
+    #[error("{name:?}: {source}")]
+    Host {
+        /// The value or weight.
+        name: String,
+        /// Why.
+        source: HostError,
     },
     /// The graph has been quantized already.
     #[error("the graph has {op} nodes: it is quantized already")]
@@ -250,11 +285,25 @@ pub fn quantize(
     options: &GraphOptions,
     calibration: &Calibration,
 ) -> Result<(Graph, Vec<Change>), GraphQuantError> {
+    quantize_with(graph, options, calibration, &mut calibration.clone())
+}
+
+/// The same where the caller has the sums of products, which may be too many to be held at once, and keeps the new weights.
+///
+/// # Errors
+/// As [`quantize`], and when the caller cannot do what it is asked for.
+pub fn quantize_with(
+    graph: &Graph,
+    options: &GraphOptions,
+    calibration: &Calibration,
+    host: &mut dyn Host,
+) -> Result<(Graph, Vec<Change>), GraphQuantError> {
     let sites = site::sites(graph, options)?;
+    let new = rewrite::Rewriting::new(graph, &sites, options, calibration, host);
     let (new, changes) = match options.ty {
-        GraphType::Int8 => qdq::quantize(graph, &sites, options, calibration)?,
-        GraphType::Int8Dynamic => dynamic::quantize(graph, &sites, options)?,
-        GraphType::Int8Weights | GraphType::Int4 { .. } => weight_only::quantize(graph, &sites, options, calibration)?,
+        GraphType::Int8 => qdq::quantize(new, &sites)?,
+        GraphType::Int8Dynamic => dynamic::quantize(new)?,
+        GraphType::Int8Weights | GraphType::Int4 { .. } => weight_only::quantize(new)?,
     };
     new.verify()?;
     Ok((new, changes))

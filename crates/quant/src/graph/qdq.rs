@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 
-use core_tensor::op::{DequantizeLinear, Granularity, MatMul, Op, QuantizeLinear};
+use core_tensor::op::{DequantizeLinear, Granularity, Op, QuantizeLinear};
 use core_tensor::{DType, Graph, Node, Tensor, ValueId};
 
-use super::calibration::Calibration;
 use super::observer::ActivationScale;
 use super::placement::Placement;
 use super::rewrite::Rewriting;
 use super::site::{Kind, Site};
-use super::{Change, GraphOptions, GraphQuantError};
+use super::{Change, GraphQuantError};
 
 /// A scale with its constants.
 #[derive(Clone, Copy, Debug)]
@@ -23,26 +22,16 @@ struct Stored {
 struct Inserting<'a> {
     new: Rewriting<'a>,
     placement: Placement,
-    calibration: &'a Calibration,
     /// Scales by the old value that they were made for.
     scales: HashMap<ValueId, Stored>,
     /// What readers of integers get for an old value.
     dequantized: HashMap<ValueId, ValueId>,
 }
 
-pub(super) fn quantize(
-    graph: &Graph,
-    sites: &[Site],
-    options: &GraphOptions,
-    calibration: &Calibration,
-) -> Result<(Graph, Vec<Change>), GraphQuantError> {
-    let mut inserting = Inserting {
-        new: Rewriting::new(graph, sites, options),
-        placement: Placement::new(graph, sites),
-        calibration,
-        scales: HashMap::new(),
-        dequantized: HashMap::new(),
-    };
+pub(super) fn quantize(new: Rewriting<'_>, sites: &[Site]) -> Result<(Graph, Vec<Change>), GraphQuantError> {
+    let graph = new.old;
+    let mut inserting =
+        Inserting { new, placement: Placement::new(graph, sites), scales: HashMap::new(), dequantized: HashMap::new() };
     for id in graph.inputs() {
         inserting.round(*id)?;
     }
@@ -80,7 +69,7 @@ impl Inserting<'_> {
             return Ok(*known);
         }
         let (old, options) = (self.new.old, self.new.options);
-        let range = self.calibration.range(old, id, options.method)?;
+        let range = self.new.calibration.range(old, id, options.method)?;
         let is = match options.symmetric {
             true => ActivationScale::symmetric(range),
             false => ActivationScale::asymmetric(range),
@@ -95,10 +84,10 @@ impl Inserting<'_> {
     }
 
     /// What stands for an operand of a node.
-    fn operand(&mut self, at: usize, id: ValueId) -> ValueId {
+    fn operand(&mut self, at: usize, place: usize, id: ValueId) -> ValueId {
         match self.dequantized.get(&id).filter(|_| self.placement.reads(at)) {
             Some(dequantized) => *dequantized,
-            None => self.new.rewriter.get(id),
+            None => self.new.operand(at, place, id),
         }
     }
 
@@ -108,15 +97,11 @@ impl Inserting<'_> {
             return self.new.rows(node, &site);
         }
         let Some(site) = site else {
-            let inputs = node.inputs.iter().map(|id| id.map(|id| self.operand(at, id))).collect();
-            let outputs = self.new.rewriter.graph().add_node(&node.name, node.op.clone(), inputs)?;
-            for (old, new) in node.outputs.iter().zip(outputs) {
-                self.new.rewriter.graph().rename(new, &self.new.old.value(*old).name);
-                self.new.rewriter.map(*old, new);
-            }
-            return Ok(());
+            let inputs = node.inputs.iter().enumerate();
+            let inputs = inputs.map(|(place, id)| id.map(|id| self.operand(at, place, id))).collect();
+            return self.new.put(node, inputs);
         };
-        let x = self.operand(at, site.input);
+        let x = self.operand(at, 0, site.input);
         let place = self.placement.place(site.input).map_or(site.input, |place| place.scale_of);
         let input = self.scale(place)?;
         let bias = match (&node.op, node.inputs.get(2).copied().flatten()) {
@@ -129,26 +114,30 @@ impl Inserting<'_> {
             let least = |x: &f32| x.abs() / (input.is.scale * (1 << 29) as f32);
             bias.iter().map(least).collect()
         });
-        let (weight, scale) = self.new.bytes(&site, floor.as_deref())?;
-        let axis = if site.kind == Kind::Convolution { 0 } else { 1 };
-        let granularity = if self.new.options.per_tensor { Granularity::Tensor } else { Granularity::Axis(axis) };
-        let op = Op::DequantizeLinear(DequantizeLinear { granularity });
-        let weight = self.new.add(&format!("{}.weight", node.name), op, &[weight, scale])?;
+        let bytes = self.new.bytes(&site, floor.as_deref())?;
+        let weight = self.new.dequantized(node, &site, &bytes)?;
         let mut inputs = vec![Some(x), Some(weight)];
-        match (bias, constant) {
-            (Some(_), Some(values)) => {
-                let scales = self.new.scales_of(scale)?;
+        if site.kind != Kind::Convolution {
+            let y = self.new.product(node, inputs)?;
+            let y = self.new.restore(node, y, bytes.lost)?;
+            self.new.replace(node, y);
+            return Ok(());
+        }
+        // What rounding takes is a bias where there is none.
+        let known = match (bias, constant, &bytes.lost) {
+            (_, Some(bias), Some(lost)) => Some(bias.iter().zip(lost).map(|(x, more)| x + more).collect()),
+            (_, Some(bias), None) => Some(bias),
+            (None, None, Some(lost)) => Some(lost.clone()),
+            _ => None,
+        };
+        match known {
+            Some(values) => {
+                let scales = self.new.scales_of(bytes.scale)?;
                 inputs.push(Some(self.bias(node, &values, &scales, input.is.scale)?));
             }
-            (Some(id), None) => inputs.push(Some(self.new.rewriter.get(id))),
-            (None, _) => {}
+            None => inputs.extend(self.new.bias(node, bytes.lost)?.map(Some)),
         }
-        let op = match node.op {
-            Op::MatMul(_) => Op::MatMul(MatMul { transpose_b: false }),
-            ref op => op.clone(),
-        };
-        let name = self.new.fresh(&format!("{}.product", node.name));
-        let y = self.new.rewriter.graph().add_node(&name, op, inputs)?[0];
+        let y = self.new.product(node, inputs)?;
         self.new.replace(node, y);
         Ok(())
     }

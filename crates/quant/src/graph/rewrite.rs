@@ -3,31 +3,74 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use core_tensor::op::{Binary, Cast, Gather, Op, Reshape};
+use core_tensor::op::{Binary, Cast, DequantizeLinear, Gather, Granularity, MatMul, Op, Reshape};
 use core_tensor::{BlockFormat, DType, Dim, Graph, Node, Rewriter, Tensor, ValueId, Weight};
 
-use super::integers::{I4Groups, I8Rows, Matrix, encode_i8, transpose};
+use super::bytes::{I8Rows, encode_i8};
+use super::calibration::{Calibration, Host};
+use super::correction::of_outputs;
+use super::gptq::gptq_i8;
+use super::integers::{I4Groups, Matrix, transpose};
 use super::site::{Kind, Site};
 use super::{Change, GraphOptions, GraphQuantError};
+use crate::gptq::Feedback;
 
 /// A graph that is being rebuilt with other weights.
 pub(super) struct Rewriting<'a> {
     pub(super) old: &'a Graph,
     pub(super) options: &'a GraphOptions,
+    pub(super) calibration: &'a Calibration,
+    host: &'a mut dyn Host,
     pub(super) rewriter: Rewriter<'a>,
     pub(super) changes: Vec<Change>,
     /// Sites by their nodes.
     sites: HashMap<usize, Site>,
+    /// What products read, in order.
+    inputs: Vec<ValueId>,
+    /// What was made of the last products that the host gave.
+    feedback: Option<(ValueId, Arc<Feedback>)>,
     names: HashSet<String>,
     /// Weights that were made already, by the old one and how it is read.
-    done: HashMap<(ValueId, Kind), (ValueId, ValueId)>,
+    done: HashMap<(ValueId, Kind), Bytes>,
+    /// New values for inputs of nodes that are still to come, by node and place.
+    corrected: HashMap<(usize, usize), ValueId>,
+}
+
+/// A weight of signed bytes in the new graph.
+#[derive(Clone, Debug)]
+pub(super) struct Bytes {
+    pub(super) weight: ValueId,
+    pub(super) scale: ValueId,
+    /// The codes of 0; none where all are 0.
+    pub(super) zero: Option<ValueId>,
+    /// What rounding takes from the mean of each output; none where it is to stay.
+    pub(super) lost: Option<Vec<f32>>,
+}
+
+impl Bytes {
+    /// The inputs of DequantizeLinear.
+    pub(super) fn operands(&self) -> Vec<ValueId> {
+        [Some(self.weight), Some(self.scale), self.zero].into_iter().flatten().collect()
+    }
 }
 
 impl<'a> Rewriting<'a> {
-    pub(super) fn new(old: &'a Graph, sites: &[Site], options: &'a GraphOptions) -> Rewriting<'a> {
+    pub(super) fn new(
+        old: &'a Graph,
+        sites: &[Site],
+        options: &'a GraphOptions,
+        calibration: &'a Calibration,
+        host: &'a mut dyn Host,
+    ) -> Rewriting<'a> {
+        let products = sites.iter().filter(|site| matches!(site.kind, Kind::Product { .. }));
         Rewriting {
             old,
             options,
+            calibration,
+            host,
+            inputs: products.map(|site| site.input).collect(),
+            feedback: None,
+            corrected: HashMap::new(),
             rewriter: Rewriter::new(old),
             changes: Vec::new(),
             sites: sites.iter().map(|site| (site.node, *site)).collect(),
@@ -66,6 +109,93 @@ impl<'a> Rewriting<'a> {
         self.rewriter.graph().weight(&name, Weight::stored(tensor))
     }
 
+    /// A constant of the new graph that may be large.
+    fn kept(&mut self, name: &str, tensor: Tensor) -> Result<ValueId, GraphQuantError> {
+        let tensor = self.host.keep(tensor);
+        let tensor = tensor.map_err(|source| GraphQuantError::Host { name: name.to_owned(), source })?;
+        Ok(self.constant(name, tensor))
+    }
+
+    /// How the inputs of a site go together.
+    pub(super) fn feedback(&mut self, site: &Site) -> Result<Arc<Feedback>, GraphQuantError> {
+        let name = || self.old.value(site.input).name.clone();
+        if let Some((_, known)) = self.feedback.as_ref().filter(|(id, _)| *id == site.input) {
+            return Ok(known.clone());
+        }
+        self.feedback = None;
+        let from = self.inputs.iter().position(|id| *id == site.input).unwrap_or(0);
+        let found = self.host.hessian(&self.inputs[from..]);
+        let found = found.map_err(|source| GraphQuantError::Host { name: name(), source })?;
+        let hessian = found.ok_or_else(|| GraphQuantError::NotObserved { name: name() })?;
+        let feedback = Feedback::of(&hessian, self.options.damping);
+        let weight = || self.old.value(site.weight).name.clone();
+        let feedback = Arc::new(feedback.map_err(|source| GraphQuantError::Gptq { name: weight(), source })?);
+        self.feedback = Some((site.input, feedback.clone()));
+        Ok(feedback)
+    }
+
+    /// What rounding takes from the mean of each output, where it is to be made up for.
+    pub(super) fn lost(
+        &self,
+        site: &Site,
+        matrix: &Matrix,
+        decoded: impl FnOnce() -> Vec<f32>,
+    ) -> Result<Option<Vec<f32>>, GraphQuantError> {
+        if !self.options.bias_correction || site.kind == Kind::Table {
+            return Ok(None);
+        }
+        let means = self.calibration.channels(self.old, site.input)?.means();
+        Ok(Some(of_outputs(matrix, &decoded(), &means, site.groups(self.old))))
+    }
+
+    /// Gives a product back what rounding took from its mean: in the constant that is added to it next, or else in an addition of its own.
+    pub(super) fn restore(
+        &mut self,
+        node: &Node,
+        y: ValueId,
+        lost: Option<Vec<f32>>,
+    ) -> Result<ValueId, GraphQuantError> {
+        let Some(lost) = lost else { return Ok(y) };
+        if let Some((at, place, id)) = node.outputs.first().and_then(|y| super::correction::bias_after(self.old, *y))
+            && let Some(values) = self.floats(id)?
+            && values.len() == lost.len()
+        {
+            let sums: Vec<f32> = values.iter().zip(&lost).map(|(x, more)| x + more).collect();
+            let shape = self.old.weight_of(id).map(|weight| weight.shape().to_vec()).unwrap_or_default();
+            let name = self.old.value(id).name.clone();
+            let new = self.constant(&name, Tensor::from_slice(&shape, &sums)?);
+            self.corrected.insert((at, place), new);
+            return Ok(y);
+        }
+        let lost = self.constant(&format!("{}.lost", node.name), Tensor::from_slice(&[lost.len()], &lost)?);
+        self.add(&format!("{}.restored", node.name), Op::Binary(Binary::Add), &[y, lost])
+    }
+
+    /// What a node that is not rewritten reads in place of an old value.
+    pub(super) fn operand(&mut self, node: usize, place: usize, id: ValueId) -> ValueId {
+        match self.corrected.get(&(node, place)) {
+            Some(new) => *new,
+            None => self.rewriter.get(id),
+        }
+    }
+
+    /// Copies a node.
+    pub(super) fn copy(&mut self, at: usize, node: &Node) -> Result<(), GraphQuantError> {
+        let inputs = node.inputs.iter().enumerate();
+        let inputs = inputs.map(|(place, id)| id.map(|id| self.operand(at, place, id))).collect();
+        self.put(node, inputs)
+    }
+
+    /// Copies a node with other inputs.
+    pub(super) fn put(&mut self, node: &Node, inputs: Vec<Option<ValueId>>) -> Result<(), GraphQuantError> {
+        let outputs = self.rewriter.graph().add_node(&node.name, node.op.clone(), inputs)?;
+        for (old, new) in node.outputs.iter().zip(outputs) {
+            self.rewriter.graph().rename(new, &self.old.value(*old).name);
+            self.rewriter.map(*old, new);
+        }
+        Ok(())
+    }
+
     /// A node of the new graph with one output.
     pub(super) fn add(&mut self, name: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphQuantError> {
         let name = self.fresh(name);
@@ -100,22 +230,41 @@ impl<'a> Rewriting<'a> {
     }
 
     /// A weight of signed bytes with its scales: `[inputs, outputs]` for products, as it was for others. `floor` is the least scale of each output.
-    pub(super) fn bytes(&mut self, site: &Site, floor: Option<&[f32]>) -> Result<(ValueId, ValueId), GraphQuantError> {
+    pub(super) fn bytes(&mut self, site: &Site, floor: Option<&[f32]>) -> Result<Bytes, GraphQuantError> {
         let key = (site.weight, site.kind);
         if floor.is_none()
             && let Some(done) = self.done.get(&key)
         {
-            return Ok(*done);
+            return Ok(done.clone());
         }
         let mut matrix = site.matrix(self.old)?;
-        let rows = encode_i8(&matrix, self.options.per_tensor && site.kind != Kind::Table, floor);
+        let mut how = self.options.bytes();
+        let table = site.kind == Kind::Table;
+        how.per_tensor &= !table;
+        // Rows of tables are multiplied by their scale alone; runtimes know ConvInteger with one zero point for all.
+        let integers = site.kind == Kind::Convolution && self.options.ty == super::GraphType::Int8Dynamic;
+        how.asymmetric &= !table && !integers;
+        let product = matches!(site.kind, Kind::Product { .. });
+        let rows = if self.options.gptq && product {
+            let feedback = self.feedback(site)?;
+            let rounded = gptq_i8(&matrix, &feedback, &how);
+            let name = || self.old.value(site.weight).name.clone();
+            rounded.map_err(|source| GraphQuantError::Gptq { name: name(), source })?
+        } else {
+            let importance = match how.clip && product {
+                true => Some(self.calibration.channels(self.old, site.input).map(|seen| seen.squares()).ok()).flatten(),
+                false => None,
+            };
+            encode_i8(&matrix, &how, floor, importance.as_deref())
+        };
         let loss = rows.loss(&matrix);
+        let lost = self.lost(site, &matrix, || rows.decode(matrix.columns))?;
         matrix.values = Vec::new();
-        let pair = self.store(site, &matrix, rows, loss)?;
+        let made = Bytes { lost, ..self.store(site, &matrix, rows, loss)? };
         if floor.is_none() {
-            self.done.insert(key, pair);
+            self.done.insert(key, made.clone());
         }
-        Ok(pair)
+        Ok(made)
     }
 
     fn store(
@@ -124,7 +273,7 @@ impl<'a> Rewriting<'a> {
         matrix: &Matrix,
         rows: I8Rows,
         loss: (f64, f64),
-    ) -> Result<(ValueId, ValueId), GraphQuantError> {
+    ) -> Result<Bytes, GraphQuantError> {
         let (name, _) = self.of(site);
         let old = self.old.weight_of(site.weight).map(|weight| weight.shape().to_vec()).unwrap_or_default();
         let (shape, codes) = match site.kind {
@@ -138,11 +287,15 @@ impl<'a> Rewriting<'a> {
             (Kind::Table, count) => vec![count, 1],
             (_, count) => vec![count],
         };
-        let weight = self.constant(&format!("{name}.i8"), Tensor::from_slice(&shape, &codes)?);
+        let weight = self.kept(&format!("{name}.i8"), Tensor::from_slice(&shape, &codes)?)?;
         let scale = self.constant(&format!("{name}.scale"), Tensor::from_slice(&scale_shape, &rows.scales)?);
+        let zero = match rows.zeros.is_empty() {
+            true => None,
+            false => Some(self.constant(&format!("{name}.zero"), Tensor::from_slice(&scale_shape, &rows.zeros)?)),
+        };
         let new = self.rewriter.graph().value(weight).name.clone();
         self.changed(site, new, &shape, "i8".into(), loss);
-        Ok((weight, scale))
+        Ok(Bytes { weight, scale, zero, lost: None })
     }
 
     /// A weight of 4-bit blocks, `[outputs, inputs]`.
@@ -156,7 +309,7 @@ impl<'a> Rewriting<'a> {
         let (name, _) = self.of(site);
         let shape = [matrix.rows, matrix.columns];
         let tensor = Tensor::from_bytes(DType::Block(BlockFormat::Q4_0), &shape, &groups.blocks())?;
-        let weight = self.constant(&format!("{name}.i4"), tensor);
+        let weight = self.kept(&format!("{name}.i4"), tensor)?;
         let new = self.rewriter.graph().value(weight).name.clone();
         self.changed(site, new, &shape, to, groups.loss(matrix));
         Ok(weight)
@@ -164,7 +317,7 @@ impl<'a> Rewriting<'a> {
 
     /// Rows of a table of bytes, and then times their scales: only what is taken becomes floats.
     pub(super) fn rows(&mut self, node: &Node, site: &Site) -> Result<(), GraphQuantError> {
-        let (table, scale) = self.bytes(site, None)?;
+        let Bytes { weight: table, scale, .. } = self.bytes(site, None)?;
         let indices = self.rewriter.get(site.input);
         let rows = self.add(&format!("{}.rows", node.name), Op::Gather(Gather { axis: 0 }), &[table, indices])?;
         let rows = self.add(&format!("{}.floats", node.name), Op::Cast(Cast { to: DType::F32 }), &[rows])?;
@@ -199,6 +352,46 @@ impl<'a> Rewriting<'a> {
             }
             None => self.add(name, Op::Reshape(Reshape { shape }), &[vector]),
         }
+    }
+
+    /// The floats of a site's bytes.
+    pub(super) fn dequantized(&mut self, node: &Node, site: &Site, bytes: &Bytes) -> Result<ValueId, GraphQuantError> {
+        let axis = if site.kind == Kind::Convolution { 0 } else { 1 };
+        let granularity = if self.options.per_tensor { Granularity::Tensor } else { Granularity::Axis(axis) };
+        let op = Op::DequantizeLinear(DequantizeLinear { granularity });
+        self.add(&format!("{}.weight", node.name), op, &bytes.operands())
+    }
+
+    /// A site's product or convolution with other inputs, of which a product's weight is `[inputs, outputs]`.
+    pub(super) fn product(&mut self, node: &Node, inputs: Vec<Option<ValueId>>) -> Result<ValueId, GraphQuantError> {
+        let op = match node.op {
+            Op::MatMul(_) => Op::MatMul(MatMul { transpose_b: false }),
+            ref op => op.clone(),
+        };
+        let name = self.fresh(&format!("{}.product", node.name));
+        Ok(self.rewriter.graph().add_node(&name, op, inputs)?[0])
+    }
+
+    /// A convolution's bias, with what rounding took from the means of its outputs; none where there is neither.
+    pub(super) fn bias(&mut self, node: &Node, lost: Option<Vec<f32>>) -> Result<Option<ValueId>, GraphQuantError> {
+        let id = node.inputs.get(2).copied().flatten();
+        let Some(lost) = lost else { return Ok(id.map(|id| self.rewriter.get(id))) };
+        let values = match id {
+            Some(id) => self.floats(id)?,
+            None => Some(vec![0.0; lost.len()]),
+        };
+        Ok(match values {
+            Some(values) => {
+                let sums: Vec<f32> = values.iter().zip(&lost).map(|(x, more)| x + more).collect();
+                Some(self.constant(&format!("{}.bias", node.name), Tensor::from_slice(&[sums.len()], &sums)?))
+            }
+            // A bias that is computed.
+            None => {
+                let lost = self.constant(&format!("{}.lost", node.name), Tensor::from_slice(&[lost.len()], &lost)?);
+                let bias = id.map_or(lost, |id| self.rewriter.get(id));
+                Some(self.add(&format!("{}.bias", node.name), Op::Binary(Binary::Add), &[bias, lost])?)
+            }
+        })
     }
 
     /// How many extents a value has.

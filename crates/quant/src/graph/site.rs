@@ -3,7 +3,7 @@
 use core_tensor::op::{Gather, Op};
 use core_tensor::{DType, Graph, Node, ValueId, ValueSource};
 
-use super::integers::Matrix;
+use super::integers::{Matrix, transpose_into};
 use super::{GraphOptions, GraphQuantError, GraphType};
 
 /// What a node does with its weight.
@@ -78,20 +78,54 @@ fn site(graph: &Graph, at: usize, node: &Node, options: &GraphOptions) -> Option
 }
 
 impl Site {
+    /// The channels of what the weight is applied to: inputs of a product, channels of an image.
+    pub(super) fn channels(&self, graph: &Graph) -> Option<usize> {
+        let shape = graph.tensor_type(self.input)?.1;
+        match self.kind {
+            Kind::Product { .. } => shape.last()?.as_num(),
+            Kind::Convolution => shape.get(1)?.as_num(),
+            Kind::Table => None,
+        }
+    }
+
+    /// Groups of channels.
+    pub(super) fn groups(&self, graph: &Graph) -> usize {
+        match graph.nodes().get(self.node).map(|node| &node.op) {
+            Some(Op::Conv(conv)) => conv.groups,
+            _ => 1,
+        }
+    }
+
     /// The weight, one row for each output (or row of a table).
     pub(super) fn matrix(&self, graph: &Graph) -> Result<Matrix, GraphQuantError> {
         let name = || graph.value(self.weight).name.clone();
         let missing = || GraphQuantError::NotObserved { name: name() };
         let weight = graph.weight_of(self.weight).ok_or_else(missing)?;
-        let values = weight.rows_f32(0..weight.row_count());
-        let values = values.map_err(|source| GraphQuantError::Weight { name: name(), source })?;
-        weight.stored_tensors(&mut |tensor| tensor.release());
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err(GraphQuantError::NotFinite { name: name() });
+        let failed = |source| GraphQuantError::Weight { name: name(), source };
+        let (count, length) = (weight.row_count(), weight.row_len());
+        let step = (AT_ONCE / length.max(1)).max(1);
+        let turned = self.kind == (Kind::Product { transposed: false });
+        let mut values = if turned { vec![0.0; count * length] } else { Vec::with_capacity(count * length) };
+        for first in (0..count).step_by(step) {
+            let rows = first..(first + step).min(count);
+            let part = weight.rows_f32(rows.clone()).map_err(failed)?;
+            weight.release_rows(rows.clone());
+            if !part.iter().all(|value| value.is_finite()) {
+                return Err(GraphQuantError::NotFinite { name: name() });
+            }
+            if turned {
+                transpose_into(&part, rows.len(), length, &mut values[first..], count);
+            } else {
+                values.extend(part);
+            }
+        }
+        if turned {
+            return Ok(Matrix { rows: length, columns: count, values });
         }
         let rows = weight.shape().first().copied().unwrap_or(1);
-        let columns = values.len() / rows.max(1);
-        let matrix = Matrix { rows, columns, values };
-        Ok(if self.kind == (Kind::Product { transposed: false }) { matrix.transposed() } else { matrix })
+        Ok(Matrix { rows, columns: values.len() / rows.max(1), values })
     }
 }
+
+/// Elements of a weight that are read at once.
+const AT_ONCE: usize = 1 << 20;

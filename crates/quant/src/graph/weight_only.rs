@@ -1,28 +1,21 @@
 //! Weights of few bits, activations as they were.
 
-use core_tensor::op::{DequantizeLinear, Gather, Granularity, MatMul, Op};
+use core_tensor::op::{Gather, MatMul, Op};
 use core_tensor::{Graph, Node};
 
-use super::calibration::Calibration;
-use super::gptq::gptq;
-use super::integers::encode_i4;
+use super::gptq::gptq_i4;
+use super::integers::{encode_i4, encode_i4_for};
 use super::rewrite::Rewriting;
 use super::site::{Kind, Site};
-use super::{Change, GraphOptions, GraphQuantError, GraphType};
+use super::{Change, GraphQuantError, GraphType};
 
-pub(super) fn quantize(
-    graph: &Graph,
-    sites: &[Site],
-    options: &GraphOptions,
-    calibration: &Calibration,
-) -> Result<(Graph, Vec<Change>), GraphQuantError> {
-    let mut new = Rewriting::new(graph, sites, options);
-    for (at, node) in graph.nodes().iter().enumerate() {
-        match (new.site(at), options.ty) {
-            (Some(site), GraphType::Int4 { group }) => grouped(&mut new, node, &site, group, calibration)?,
+pub(super) fn quantize(mut new: Rewriting<'_>) -> Result<(Graph, Vec<Change>), GraphQuantError> {
+    for (at, node) in new.old.nodes().iter().enumerate() {
+        match (new.site(at), new.options.ty) {
+            (Some(site), GraphType::Int4 { group }) => grouped(&mut new, node, &site, group)?,
             (Some(site), _) if site.kind == Kind::Table => new.rows(node, &site)?,
             (Some(site), _) => dequantized(&mut new, node, &site)?,
-            (None, _) => drop(new.rewriter.copy(node)?),
+            (None, _) => new.copy(at, node)?,
         }
     }
     Ok(new.finish())
@@ -30,47 +23,43 @@ pub(super) fn quantize(
 
 /// The weight as bytes behind DequantizeLinear.
 fn dequantized(new: &mut Rewriting<'_>, node: &Node, site: &Site) -> Result<(), GraphQuantError> {
-    let (weight, scale) = new.bytes(site, None)?;
-    let axis = if site.kind == Kind::Convolution { 0 } else { 1 };
-    let granularity = if new.options.per_tensor { Granularity::Tensor } else { Granularity::Axis(axis) };
-    let op = Op::DequantizeLinear(DequantizeLinear { granularity });
-    let weight = new.add(&format!("{}.weight", node.name), op, &[weight, scale])?;
+    let bytes = new.bytes(site, None)?;
     let mut inputs: Vec<_> = (0..node.inputs.len()).map(|at| new.input(node, at)).collect();
+    let weight = new.dequantized(node, site, &bytes)?;
     if let Some(input) = inputs.get_mut(1) {
         *input = Some(weight);
     }
-    let op = match node.op {
-        // Bytes of products are stored [inputs, outputs].
-        Op::MatMul(_) => Op::MatMul(MatMul { transpose_b: false }),
-        ref op => op.clone(),
-    };
-    let name = new.fresh(&format!("{}.product", node.name));
-    let y = new.rewriter.graph().add_node(&name, op, inputs)?[0];
+    if site.kind == Kind::Convolution {
+        inputs.truncate(2);
+        inputs.extend(new.bias(node, bytes.lost)?.map(Some));
+        let y = new.product(node, inputs)?;
+        new.replace(node, y);
+        return Ok(());
+    }
+    let y = new.product(node, inputs)?;
+    let y = new.restore(node, y, bytes.lost)?;
     new.replace(node, y);
     Ok(())
 }
 
 /// The weight in blocks of 4 bits.
-fn grouped(
-    new: &mut Rewriting<'_>,
-    node: &Node,
-    site: &Site,
-    group: usize,
-    calibration: &Calibration,
-) -> Result<(), GraphQuantError> {
+fn grouped(new: &mut Rewriting<'_>, node: &Node, site: &Site, group: usize) -> Result<(), GraphQuantError> {
     let (options, threads) = (new.options, new.options.threads);
     let matrix = site.matrix(new.old)?;
-    let name = || new.old.value(site.weight).name.clone();
     // A group ends where a row ends: rows that are shorter than it are one group.
     let group = if matrix.columns.is_multiple_of(group) { group } else { 32 };
-    let groups = match (site.kind, options.gptq) {
-        (Kind::Product { .. }, true) => {
-            let hessian = calibration.hessian(new.old, site.input)?;
-            let rounded = gptq(&matrix, hessian, group, options.damping, threads);
-            rounded.map_err(|source| GraphQuantError::Gptq { name: name(), source })?
-        }
-        _ => encode_i4(&matrix, group, None, threads),
+    let product = matches!(site.kind, Kind::Product { .. });
+    let groups = if product && options.gptq {
+        let feedback = new.feedback(site)?;
+        let rounded = gptq_i4(&matrix, &feedback, group, threads);
+        let name = || new.old.value(site.weight).name.clone();
+        rounded.map_err(|source| GraphQuantError::Gptq { name: name(), source })?
+    } else if product && options.clip {
+        encode_i4_for(&matrix, group, new.calibration.channels(new.old, site.input)?.examples(), threads)
+    } else {
+        encode_i4(&matrix, group, None, threads)
     };
+    let lost = new.lost(site, &matrix, || groups.decode())?;
     let weight = new.blocks(site, &matrix, &groups, format!("i4-g{group}"))?;
     let input = new.rewriter.get(site.input);
     let (op, inputs) = match site.kind {
@@ -78,6 +67,7 @@ fn grouped(
         _ => (Op::MatMul(MatMul { transpose_b: true }), [input, weight]),
     };
     let y = new.add(&format!("{}.product", node.name), op, &inputs)?;
+    let y = new.restore(node, y, lost)?;
     new.replace(node, y);
     Ok(())
 }

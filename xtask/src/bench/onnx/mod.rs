@@ -34,11 +34,7 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: Arguments) -> Result<Self, String> {
-        let against = match arguments.value(&["--against"])?.as_deref() {
-            None => false,
-            Some("onnxruntime") => true,
-            Some(other) => return Err(format!("no peer {other}; there is onnxruntime")),
-        };
+        let against = arguments.peer("onnxruntime")?;
         let quick = arguments.flag(&["--quick"]);
         let options = Self {
             against,

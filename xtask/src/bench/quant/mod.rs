@@ -1,5 +1,6 @@
 //! `cargo xtask bench quant`: what every type costs, beside llama-quantize's result for the same type.
 
+mod graphs;
 mod prune;
 mod report;
 
@@ -42,6 +43,8 @@ struct Options {
     types: Vec<String>,
     mixed: bool,
     prune: bool,
+    /// MiniLM as a graph instead of a language model.
+    graphs: bool,
     chunks: usize,
     /// How often each program quantizes; the fastest counts.
     runs: usize,
@@ -52,14 +55,11 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: Arguments) -> Result<Self, String> {
-        let against = match arguments.value(&["--against"])?.as_deref() {
-            None => false,
-            Some("llama-quantize") => true,
-            Some(other) => return Err(format!("no peer {other}; there is llama-quantize")),
-        };
+        let against = arguments.peer("llama-quantize")?;
         let quick = arguments.flag(&["--quick"]);
         let mixed = arguments.flag(&["--mixed"]);
         let prune = arguments.flag(&["--prune"]);
+        let graphs = arguments.flag(&["--graphs"]);
         let types = match arguments.value(&["--types"])? {
             Some(list) => list.split(',').map(known).collect::<Result<_, _>>()?,
             None if quick => QUICK.map(str::to_owned).to_vec(),
@@ -70,6 +70,7 @@ impl Options {
             types,
             mixed,
             prune,
+            graphs,
             chunks: arguments.count(&["--chunks"])?.unwrap_or(if quick { 4 } else { 20 }),
             runs: arguments.count(&["--pairs"])?.unwrap_or(if quick { 2 } else { 3 }),
             threads: arguments.count(&["--threads", "-t"])?.unwrap_or(2),
@@ -103,6 +104,10 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
     let options = Options::parse(arguments)?;
     enough_cores(options.threads)?;
     let polaris = polaris(options.polaris.as_deref())?;
+    if options.graphs {
+        let scratch = Scratch::beside(&cache::directory()?.join("bench"))?;
+        return graphs::main(&options, &polaris, &scratch);
+    }
     let peer = if options.against { Some(llama_cpp::build()?) } else { None };
     let folder = cache::directory()?.join("bench");
     let scratch = Scratch::beside(&folder)?;

@@ -1,14 +1,16 @@
 //! Data that a graph runs on so that its activations are seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use core_tensor::{DType, Graph, Tensor, ValueId};
-use polaris_quant::graph::{Calibration, GraphOptions, GraphType, demands, observed};
+use polaris_quant::graph::{Calibration, Demand, Hessian, Host, HostError, observed};
 use polaris_runtime::{Executable, ExecutableOptions};
 
 use super::GraphModel;
+use super::spill::Spill;
 use crate::Error;
 use crate::backends::{self, Activations, BackendOptions, Device};
 use crate::bert::{self, Text, Tokens, name};
@@ -29,45 +31,105 @@ pub struct CalibrationData {
     pub runs: Vec<Vec<Tensor>>,
 }
 
-/// Runs the graph on the data and looks at what the type needs to know.
-pub(super) fn observe(
-    model: &GraphModel,
-    options: &GraphOptions,
-    data: Option<&CalibrationData>,
-    progress: &mut QuantizeProgress<'_>,
-) -> Result<Calibration, Error> {
-    let demands = demands(&model.graph, options).map_err(|error| model.unusable(error))?;
-    let mut calibration = Calibration::new(&demands);
-    if demands.is_empty() {
-        return Ok(calibration);
+/// Demands of one run over the data: all that take little memory at first, and products as far as the memory goes.
+pub(super) fn passes(demands: &[(ValueId, Demand)], memory: u64) -> Vec<Vec<(ValueId, Demand)>> {
+    let (large, light): (Vec<_>, Vec<_>) = demands.iter().copied().partition(|(_, demand)| demand.bytes() > 0);
+    let mut all = vec![light];
+    let mut room = memory;
+    for demand in large {
+        let bytes = demand.1.bytes();
+        let empty = all.last().is_none_or(|pass| pass.iter().all(|(_, demand)| demand.bytes() == 0));
+        if bytes > room && !empty {
+            all.push(Vec::new());
+            room = memory;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(pass) = all.last_mut() {
+            pass.push(demand);
+        }
     }
-    let Some(data) = data.filter(|data| !data.runs.is_empty()) else {
-        let what = if options.ty == GraphType::Int8 { "int8" } else { "GPTQ" };
-        return Err(model.unusable(format!("{what} needs data for calibration (int8-dynamic needs none)")));
-    };
-    let values: Vec<ValueId> = demands.iter().map(|(id, _)| *id).collect();
-    let graph = observed(&model.graph, &values);
-    let backend = BackendOptions {
-        device: Device::Cpu,
-        threads: Some(options.threads),
-        activations: Activations::F32,
-        profile: false,
-    };
+    all.retain(|pass| !pass.is_empty());
+    all
+}
+
+/// How far it all is.
+pub(super) struct Steps<'a> {
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) progress: &'a mut QuantizeProgress<'a>,
+}
+
+impl Steps<'_> {
+    /// A step more.
+    pub(super) fn next(&mut self, what: &str) -> Result<(), Error> {
+        let told = (self.progress)(self.done, self.total.max(self.done), what);
+        self.done += 1;
+        if told == ControlFlow::Break(()) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Runs the graph on the data and looks at what is demanded.
+pub(super) fn observe(
+    graph: &Graph,
+    demands: &[(ValueId, Demand)],
+    data: &CalibrationData,
+    threads: usize,
+    steps: &mut Steps<'_>,
+) -> Result<Calibration, Error> {
+    let mut calibration = Calibration::new(demands);
+    let mut values: Vec<ValueId> = demands.iter().map(|(id, _)| *id).collect();
+    values.sort_unstable();
+    values.dedup();
+    let outputs = graph.outputs().len();
+    let backend =
+        BackendOptions { device: Device::Cpu, threads: Some(threads), activations: Activations::F32, profile: false };
     let opened = backends::open(&backend)?;
     let executable =
-        Executable::load(&opened.backends, graph, ExecutableOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
-    let total = data.runs.len() as u64 + 1;
-    for (done, inputs) in data.runs.iter().enumerate() {
-        if progress(done as u64, total, "calibration") == ControlFlow::Break(()) {
-            return Err(Error::Cancelled);
-        }
-        let outputs = executable.run(inputs)?;
-        let seen = outputs.iter().skip(model.graph.outputs().len());
-        for (id, tensor) in values.iter().zip(seen) {
-            calibration.observe(*id, &tensor.elements::<f32>()?);
+        Executable::load(&opened.backends, observed(graph, &values), ExecutableOptions::default(), &mut |_, _| {
+            ControlFlow::Continue(())
+        })?;
+    for inputs in &data.runs {
+        steps.next("calibration")?;
+        let seen = executable.run(inputs)?;
+        for (id, tensor) in values.iter().zip(seen.iter().skip(outputs)) {
+            calibration.observe(*id, tensor.shape(), &tensor.elements::<f32>()?);
         }
     }
     Ok(calibration)
+}
+
+/// What quantization asks for: sums of products, for which the data run through the model as often as the memory makes necessary, and places for weights.
+pub(super) struct GraphHost<'a, 'b> {
+    pub(super) graph: &'a Graph,
+    pub(super) data: Option<&'a CalibrationData>,
+    pub(super) threads: usize,
+    /// Demands of the passes that are still to come.
+    pub(super) passes: VecDeque<Vec<(ValueId, Demand)>>,
+    /// What the last pass showed.
+    pub(super) held: Calibration,
+    pub(super) spill: Spill,
+    pub(super) steps: &'a mut Steps<'b>,
+}
+
+impl Host for GraphHost<'_, '_> {
+    fn hessian(&mut self, upcoming: &[ValueId]) -> Result<Option<Arc<Hessian>>, HostError> {
+        let Some(id) = upcoming.first() else { return Ok(None) };
+        if self.held.hessian(*id).is_none()
+            && let Some(data) = self.data
+            && let Some(at) = self.passes.iter().position(|pass| pass.iter().any(|(known, _)| known == id))
+        {
+            // Before the next ones take their place. What lies before is never asked for again: both go by the order of the nodes.
+            self.held = Calibration::default();
+            if let Some(pass) = self.passes.drain(..=at).next_back() {
+                self.held = observe(self.graph, &pass, data, self.threads, self.steps)?;
+            }
+        }
+        Ok(self.held.hessian(*id))
+    }
+
+    fn keep(&mut self, tensor: Tensor) -> Result<Tensor, HostError> {
+        self.spill.keep(tensor)
+    }
 }
 
 /// Lines of a text as the inputs of an encoder, by the `tokenizer.json` beside the model: one run for each, at most [`MOST_TEXTS`].
@@ -112,4 +174,23 @@ fn inputs(graph: &Graph, path: &Path, tokens: &Tokens) -> Result<Vec<Tensor>, Er
         });
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_hold_no_more_products_than_there_is_memory_for() {
+        let mut graph = Graph::new("values");
+        let ids: Vec<ValueId> = (0..4).map(|i| graph.input(&format!("x{i}"), DType::F32, &[8.into()])).collect();
+        let mut demands: Vec<(ValueId, Demand)> = ids.iter().map(|id| (*id, Demand::Hessian { columns: 8 })).collect();
+        demands.push((ids[3], Demand::Range));
+        let lengths = |memory| passes(&demands, memory).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(lengths(1 << 20), [5]);
+        assert_eq!(lengths(2 * 512), [3, 2]);
+        // One at a time at least.
+        assert_eq!(lengths(0), [2, 1, 1, 1]);
+        assert!(passes(&[], 100).is_empty());
+    }
 }

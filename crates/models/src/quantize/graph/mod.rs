@@ -1,35 +1,35 @@
 //! Graphs made smaller: ONNX files and encoders from safetensors to ONNX files with integers.
 
 mod calibration;
+mod spill;
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use core_tensor::{Bindings, DType, FileAccess, Graph};
 use loader_onnx::{OnnxModel, TensorData};
 use polaris_optimizer::{OptimizeOptions, Pass, optimize_with_options};
-use polaris_quant::graph::{self, Change, GraphOptions, RangeMethod};
+use polaris_quant::graph::{
+    self, Calibration, Change, GraphOptions, GraphQuantError, GraphType, RangeMethod, Rebalanced,
+};
 
 use super::{FileRecord, GraphSettings, Manifest, QuantizeProgress, Settings, TensorRecord};
 use crate::Error;
 use crate::bert;
 use crate::graph_file::{self, GraphOptions as FileOptions};
 
+use calibration::{GraphHost, Steps};
+use spill::Spill;
+
 pub use calibration::{CalibrationData, MOST_TEXTS, MOST_TOKENS, text_runs};
 
 /// Passes before quantization: what makes weights constant and folds what belongs to them, and nothing that other runtimes would have to undo.
-const PASSES: [Pass; 8] = [
-    Pass::Identities,
-    Pass::Weights,
-    Pass::ConstantFolding,
-    Pass::CommonSubexpressions,
-    Pass::Algebra,
-    Pass::Movement,
-    Pass::Composites,
-    Pass::DeadCode,
-];
+fn passes() -> Vec<Pass> {
+    let undone = |pass: &Pass| matches!(pass, Pass::Attention | Pass::Quantization | Pass::GatedActivations);
+    Pass::ALL.into_iter().filter(|pass| !undone(pass)).collect()
+}
 
 /// A graph that is to be quantized.
 #[derive(Clone, Debug)]
@@ -45,11 +45,30 @@ pub struct GraphModel {
 pub struct GraphQuantizeOptions {
     /// What becomes of the graph.
     pub graph: GraphOptions,
+    /// What is done to its weights before.
+    pub balance: Balance,
+    /// Bytes that sums of products for GPTQ may take at once, and new weights before they are written: the data run through the model as often as all sums need,
+    /// and weights for which there is no room wait in a file beside the result.
+    pub memory: u64,
     /// Weights of more bytes go to a file beside the model's.
     pub external_above: u64,
     /// Whether the sha256 of source and result are taken for the manifest.
     pub hash: bool,
 }
+
+/// Factors that are moved before a graph is quantized.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Balance {
+    /// Channels between convolutions are made equally large: [`graph::equalize`].
+    pub equalize: bool,
+    /// How much of activations' outliers goes to the weights: [`graph::smooth`]. Needs data.
+    pub smooth: Option<f32>,
+    /// Weights that meet large activations are protected: [`graph::protect`]. Needs data.
+    pub protect: bool,
+}
+
+/// Bytes that are held at once where nothing else is asked for.
+pub const MEMORY: u64 = 1 << 30;
 
 impl GraphModel {
     /// Opens an ONNX file, or an encoder's safetensors (the file, or the folder with its `config.json`).
@@ -65,10 +84,21 @@ impl GraphModel {
             }
             false => bert::built(path, access)?,
         };
-        let options = OptimizeOptions { passes: PASSES.to_vec(), ..OptimizeOptions::default() };
+        let options = OptimizeOptions { passes: passes(), ..OptimizeOptions::default() };
         let failed = |reason: String| Error::Unusable { path: path.clone(), reason };
         let (graph, _) = optimize_with_options(graph, &options).map_err(|error| failed(error.to_string()))?;
         Ok(GraphModel { path, graph })
+    }
+
+    /// Data that are needed.
+    fn data<'a>(
+        &self,
+        data: Option<&'a CalibrationData>,
+        options: &GraphQuantizeOptions,
+    ) -> Result<&'a CalibrationData, Error> {
+        let what = if options.graph.ty == GraphType::Int8 { "int8" } else { "what is asked for" };
+        let missing = || self.unusable(format!("{what} needs data for calibration (int8-dynamic alone needs none)"));
+        data.filter(|data| !data.runs.is_empty()).ok_or_else(missing)
     }
 
     fn unusable(&self, reason: impl ToString) -> Error {
@@ -95,17 +125,36 @@ pub fn quantize_graph(
         let reason = "the result would replace the file that it is made from".to_owned();
         return Err(Error::Unusable { path: output.to_owned(), reason });
     }
-    let calibration = calibration::observe(model, &options.graph, data, progress)?;
-    let runs = data.map_or(0, |data| data.runs.len());
-    if progress(runs as u64, runs as u64 + 1, "weights") == ControlFlow::Break(()) {
-        return Err(Error::Cancelled);
+    let runs = data.map_or(0, |data| data.runs.len()) as u64;
+    let mut steps = Steps { done: 0, total: 0, progress };
+    let (balanced, moved) = balanced(model, options, data, &mut steps)?;
+    let graph_before = balanced.as_ref().unwrap_or(&model.graph);
+    let demands = graph::demands(graph_before, &options.graph).map_err(|error| model.unusable(error))?;
+    let mut passes = VecDeque::from(calibration::passes(&demands, options.memory));
+    steps.total = steps.done + runs * passes.len() as u64 + 2;
+    let threads = options.graph.threads;
+    let mut calibration = Calibration::default();
+    if let Some(first) = passes.pop_front() {
+        let data = model.data(data, options)?;
+        calibration = calibration::observe(graph_before, &first, data, threads, &mut steps)?;
     }
-    let quantized = graph::quantize(&model.graph, &options.graph, &calibration);
-    let (new, changes) = quantized.map_err(|error| model.unusable(error))?;
+    let held = calibration.split_hessians();
+    let spill = Spill::new(output, options.memory / 4);
+    let mut host = GraphHost { graph: graph_before, data, threads, passes, held, spill, steps: &mut steps };
+    host.steps.next("weights")?;
+    let quantized = graph::quantize_with(graph_before, &options.graph, &calibration, &mut host);
+    let (new, changes) = quantized.map_err(|error| match error {
+        // What the host was stopped by.
+        GraphQuantError::Host { source, .. } if source.is::<Error>() => {
+            source.downcast::<Error>().map_or(Error::Cancelled, |error| *error)
+        }
+        error => model.unusable(error),
+    })?;
     let written = loader_onnx::export::write_with(&new, output, options.external_above);
     written.map_err(|error| Error::Unusable { path: output.to_owned(), reason: error.to_string() })?;
+    drop((new, host));
     // What is done is done: it is too late to cancel.
-    let _ = progress(runs as u64 + 1, runs as u64 + 1, "weights");
+    let _ = steps.next("weights");
     let mut name = OsString::from(output);
     name.push(".data");
     let data_file = PathBuf::from(name);
@@ -117,7 +166,7 @@ pub fn quantize_graph(
         source: vec![record(&model.path)?],
         result: record(output)?,
         beside: if external { vec![record(&data_file)?] } else { Vec::new() },
-        settings: settings(&options.graph, data),
+        settings: settings(options, data, moved),
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
         pruned: None,
@@ -125,7 +174,41 @@ pub fn quantize_graph(
     })
 }
 
-fn settings(options: &GraphOptions, data: Option<&CalibrationData>) -> Settings {
+/// The graph with factors moved, where any are to be; how many values they were moved from.
+fn balanced(
+    model: &GraphModel,
+    options: &GraphQuantizeOptions,
+    data: Option<&CalibrationData>,
+    steps: &mut Steps<'_>,
+) -> Result<(Option<Graph>, usize), Error> {
+    let mut now: Option<Graph> = None;
+    let mut moved = 0;
+    let mut take = |(new, changes): (Graph, Vec<Rebalanced>), now: &mut Option<Graph>| {
+        moved += changes.len();
+        *now = Some(new);
+    };
+    let failed = |error: GraphQuantError| model.unusable(error);
+    if options.balance.equalize {
+        take(graph::equalize(&model.graph).map_err(failed)?, &mut now);
+    }
+    let alphas = options.balance.smooth.map(Some).into_iter();
+    for alpha in alphas.chain(options.balance.protect.then_some(None)) {
+        let graph = now.as_ref().unwrap_or(&model.graph);
+        let demands = graph::balance_demands(graph, &options.graph).map_err(failed)?;
+        let data = model.data(data, options)?;
+        steps.total = steps.done + 2 * data.runs.len() as u64 + 2;
+        let seen = calibration::observe(graph, &demands, data, options.graph.threads, steps)?;
+        let found = match alpha {
+            Some(alpha) => graph::smooth(graph, &options.graph, alpha, &seen),
+            None => graph::protect(graph, &options.graph, &seen),
+        };
+        take(found.map_err(failed)?, &mut now);
+    }
+    Ok((now, moved))
+}
+
+fn settings(options: &GraphQuantizeOptions, data: Option<&CalibrationData>, moved: usize) -> Settings {
+    let GraphQuantizeOptions { graph: options, balance, .. } = options;
     let method = match options.method {
         RangeMethod::MinMax => "minmax".to_owned(),
         RangeMethod::Percentile(share) => format!("percentile {}", share * 100.0),
@@ -147,6 +230,13 @@ fn settings(options: &GraphOptions, data: Option<&CalibrationData>) -> Settings 
             symmetric: options.symmetric,
             tables: options.tables,
             gptq: options.gptq,
+            asymmetric: options.asymmetric,
+            clip: options.clip,
+            bias_correction: options.bias_correction,
+            equalize: balance.equalize,
+            smooth: balance.smooth.map(|alpha| alpha.to_string()),
+            awq: balance.protect,
+            balanced: moved,
             data: data.map(|data| data.name.clone()),
             runs: data.map_or(0, |data| data.runs.len()),
             method: data.map(|_| method),
