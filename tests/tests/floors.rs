@@ -6,11 +6,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate of the workspace and its floor (docs/ARCHITECTURE.md). `None`: outside of the house, may use any.
-const FLOORS: [(&str, Option<u32>); 15] = [
+const FLOORS: [(&str, Option<u32>); 16] = [
     ("core-tensor", Some(0)),
     ("loader-gguf", Some(1)),
     ("loader-onnx", Some(1)),
     ("loader-torch", Some(1)),
+    ("polaris-gradient", Some(1)),
     ("polaris-optimizer", Some(1)),
     ("polaris-quant", Some(1)),
     ("cpu-kernels", Some(1)),

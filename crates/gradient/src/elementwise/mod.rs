@@ -1,0 +1,4 @@
+//! Element-wise functions.
+
+mod binary;
+mod unary;
