@@ -27,6 +27,7 @@ mod perplexity;
 mod prune;
 mod quantize;
 mod quantize_graph;
+mod reconstruct;
 mod run;
 mod sampling;
 mod self_test;

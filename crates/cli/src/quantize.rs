@@ -28,6 +28,7 @@ use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
 use crate::output::{self, bytes};
 use crate::quantize_graph::{Common, GraphArguments};
+use crate::reconstruct::{self, Reconstruct};
 
 /// Tokens of a chunk of a text that calibrates.
 const CALIBRATION_CONTEXT: usize = 512;
@@ -40,6 +41,7 @@ Examples:
   polaris quantize model-f16.gguf model-q2.gguf --type Q2_K --imatrix imatrix.gguf
   polaris quantize model-f16.gguf model.gguf --type Q5_K_M --tensor-type 'ffn_down=q6_k' --tensor-type 'blk\\.0\\.=q8_0'
   polaris quantize model-f16.gguf model.gguf --type IQ4_XS --dry-run
+  polaris quantize model-f16.gguf model-q3.gguf --type Q3_K_S --reconstruct --calibrate text.txt
   polaris quantize model.onnx model-int8.onnx --type int8-dynamic
   polaris quantize model.onnx model-int8.onnx --type int8 --calibrate folder-of-npy --calibration entropy
   polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --gptq --calibrate text.txt
@@ -112,6 +114,8 @@ pub(crate) struct Arguments {
     graph: GraphArguments,
     #[command(flatten)]
     mixed: Mixed,
+    #[command(flatten)]
+    reconstruct: Reconstruct,
 }
 
 fn damping(text: &str) -> Result<f64, String> {
@@ -189,8 +193,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let model = Gguf::open(&arguments.input, options.access)?;
         return show_plan(&plan(&model, &options)?, arguments.json);
     }
-    let calibration = calibration(arguments, &options, &interrupt)?;
-    let calibration = calibration.as_ref().map(|calibration| calibration as &dyn Calibration);
+    let calibrate = arguments.graph.calibrate.as_deref();
+    let trained = arguments.reconstruct.run(&arguments.input, calibrate, &mut options, &interrupt)?;
+    let trained = trained.as_ref().map(|trained| trained as &dyn Calibration);
+    let feedback = if trained.is_none() { calibration(arguments, &options, &interrupt)? } else { None };
+    let calibration = trained.or(feedback.as_ref().map(|feedback| feedback as &dyn Calibration));
     let mut bar = LoadBar::new("quantizing");
     let manifest =
         quantize_calibrated(&arguments.input, &arguments.output, &options, calibration, &mut |done, total, _| {
@@ -224,6 +231,7 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         ("--dry-run", arguments.dry_run),
     ];
     let other = other.iter().find(|(_, given)| *given).map(|(name, _)| *name).or_else(|| arguments.mixed.given());
+    let other = other.or_else(|| arguments.reconstruct.given());
     if let Some(name) = other {
         return Err(Failure::Usage(format!("{name} is for GGUF files, and {ty} is a type of graphs")));
     }
@@ -265,7 +273,7 @@ fn calibration(
 ) -> Result<Option<TextCalibration>, Failure> {
     let Some(path) = &arguments.graph.calibrate else { return Ok(None) };
     if !arguments.graph.gptq {
-        let reason = "a calibration of a GGUF file is for --gptq; ranges of activations are not stored there, importances come by --imatrix";
+        let reason = "a calibration of a GGUF file is for --gptq or --reconstruct; ranges of activations are not stored there, importances come by --imatrix";
         return Err(Failure::Usage(reason.to_owned()));
     }
     let path = Path::new(path);
@@ -384,6 +392,7 @@ fn as_text(manifest: &Manifest) -> String {
     for (name, sum) in &sums {
         let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
     }
+    text += &manifest.reconstruction.as_ref().map_or(String::new(), reconstruct::as_text);
     if let Some(worst) = manifest.worst().filter(|worst| worst.relative_error > 0.0) {
         let (name, error) = (&worst.name, worst.relative_error * 100.0);
         let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({name}, {})", worst.to);

@@ -30,6 +30,29 @@ fn a_quantized_model_runs_and_its_manifest_agrees() {
 }
 
 #[test]
+fn a_reconstructed_model_runs_and_its_manifest_tells_what_was_done() {
+    let folder = Folder::new();
+    let model = folder.tiny_model();
+    let (text, output) = (format!("{model}.txt"), format!("{model}.q4.gguf"));
+    std::fs::write(&text, "abc cab ".repeat(40)).unwrap();
+    let base = ["quantize", &model, &output, "--type", "Q4_0", "--reconstruct", "--calibrate", &text];
+    let with = |more: &[&str]| polaris(&[&base[..], &["--calibration-context", "32", "-t", "1"], more].concat());
+    let told = json(&with(&["--steps", "10", "--distill-steps", "2", "--json"]).succeeded());
+    let report = &told["reconstruction"];
+    assert_eq!((&report["steps"], &report["context"]), (&10.into(), &32.into()));
+    let layer = &report["layers"][0];
+    assert!(layer["after"].as_f64().unwrap() < layer["before"].as_f64().unwrap(), "{report}");
+    assert_eq!(report["distillation"].as_array().map(Vec::len), Some(2));
+    polaris(&["verify", &format!("{output}.manifest.json")]).succeeded();
+    polaris(&["generate", "-m", &output, "-p", "ab", "-n", "3", "--temperature", "0"]).succeeded();
+
+    with(&["--rate", "nan"]).failed(1, &["rate", "not between 0 and 1"]);
+    with(&["--calibration-chunks", "0"]).failed(2, &["--calibration-chunks"]);
+    polaris(&["quantize", &model, &output, "--type", "Q4_0", "--reconstruct"]).failed(2, &["--calibrate"]);
+    polaris(&["quantize", &model, &output, "--type", "Q4_0", "--steps", "3"]).failed(2, &["--reconstruct"]);
+}
+
+#[test]
 fn a_dry_run_tells_types_and_size_and_writes_nothing() {
     let folder = Folder::new();
     let model = folder.tiny_model();

@@ -30,6 +30,7 @@ pub mod mixed;
 mod mixture;
 pub mod plot;
 pub mod prune;
+pub mod reconstruct;
 
 pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

@@ -10,6 +10,7 @@ use core_tensor::{Bindings, DType, Dim, Graph, GraphError, StateDecl, StateId, T
 use super::KvDType;
 use super::config::{Architecture, Layer, LlamaConfig};
 use super::names::{NameTable, Role};
+use super::trained::Trained;
 use super::weights::LlamaWeights;
 use crate::Error;
 
@@ -89,8 +90,17 @@ pub(super) fn assemble(
         logit_rows: graph.input("logit_rows", DType::I32, &[Dim::sym(symbol::LOGIT_ROWS)]),
     };
     let rope_factors = weights.model(Role::RopeFactors).map(|weight| graph.weight("rope_freqs", weight.clone()));
-    let mut builder =
-        Builder { graph, config, weights: &weights, inputs, rope_factors, kv_dtype, context, products: Vec::new() };
+    let mut builder = Builder {
+        graph,
+        config,
+        weights: &weights,
+        inputs,
+        rope_factors,
+        kv_dtype,
+        context,
+        products: Vec::new(),
+        trained: None,
+    };
     let logits = builder.model()?;
     builder.graph.output(logits);
     let op = TopK { k: CANDIDATES.min(config.vocabulary) };
@@ -101,22 +111,24 @@ pub(super) fn assemble(
 }
 
 #[derive(Clone, Copy)]
-struct Inputs {
-    tokens: ValueId,
-    positions: ValueId,
-    slots: ValueId,
-    logit_rows: ValueId,
+pub(super) struct Inputs {
+    pub(super) tokens: ValueId,
+    pub(super) positions: ValueId,
+    pub(super) slots: ValueId,
+    pub(super) logit_rows: ValueId,
 }
 
-struct Builder<'a> {
-    graph: Graph,
-    config: &'a LlamaConfig,
-    weights: &'a LlamaWeights,
-    inputs: Inputs,
-    rope_factors: Option<ValueId>,
-    kv_dtype: KvDType,
-    context: usize,
-    products: Vec<(usize, Role, ValueId)>,
+pub(super) struct Builder<'a> {
+    pub(super) graph: Graph,
+    pub(super) config: &'a LlamaConfig,
+    pub(super) weights: &'a LlamaWeights,
+    pub(super) inputs: Inputs,
+    pub(super) rope_factors: Option<ValueId>,
+    pub(super) kv_dtype: KvDType,
+    pub(super) context: usize,
+    pub(super) products: Vec<(usize, Role, ValueId)>,
+    /// Given where a part of the model is built whose weights are inputs, over chunks of text and without states.
+    pub(super) trained: Option<Trained>,
 }
 
 impl Builder<'_> {
@@ -137,6 +149,11 @@ impl Builder<'_> {
             Some(weight) => self.graph.weight("output", weight.clone()),
             None => embedding,
         };
+        self.logits(x, output)
+    }
+
+    /// What comes behind the last norm.
+    pub(super) fn logits(&mut self, x: ValueId, output: ValueId) -> Result<ValueId, Error> {
         let mut logits = self.graph.add("logits", Op::MatMul(MatMul { transpose_b: true }), &[x, output])?;
         if let Some(bias) = self.weights.model(Role::OutputBias) {
             let bias = self.graph.weight("output.bias", bias.clone());
@@ -150,12 +167,12 @@ impl Builder<'_> {
         Ok(logits)
     }
 
-    fn layer(&mut self, number: usize, x: ValueId) -> Result<ValueId, Error> {
+    pub(super) fn layer(&mut self, number: usize, x: ValueId) -> Result<ValueId, Error> {
         let config = self.config.layers[number];
         let mut residual = x;
         let mut h = self.normed(number, "attention.norm", Role::AttentionNorm, x)?;
         h = self.attention(number, &config, h)?;
-        if number + 1 == self.config.layers.len() {
+        if number + 1 == self.config.layers.len() && self.trained.is_none() {
             // Behind the last layer's attention, only the rows whose logits are asked for are computed.
             let rows = self.inputs.logit_rows;
             h = self.graph.add(&name(number, "attention.rows"), Op::Gather(Gather::rows()), &[h, rows])?;
@@ -183,6 +200,9 @@ impl Builder<'_> {
         let k = self.optional_norm(number, "attention.k.norm", Role::KNorm, k)?;
         let q = self.rope(number, "attention.q.rope", layer, q)?;
         let k = self.rope(number, "attention.k.rope", layer, k)?;
+        if self.trained.is_some() {
+            return self.attention_over_chunk(number, layer, [q, k, v]);
+        }
         let k = self.write(number, "k", layer, [layer.kv_heads, key], k)?;
         let v = self.write(number, "v", layer, [layer.kv_heads, value], v)?;
         let attention = Attention {
@@ -267,10 +287,10 @@ impl Builder<'_> {
         let weight = self.layer_weight(number, what, role)?;
         self.products.push((number, role, x));
         let y = self.graph.add(&name(number, what), Op::MatMul(MatMul { transpose_b: true }), &[x, weight])?;
-        let Some(bias) = bias.and_then(|role| self.weights.layer(number, role)) else {
+        let Some(bias) = bias.filter(|role| self.weights.layer(number, *role).is_some()) else {
             return Ok(y);
         };
-        let bias = self.graph.weight(&name(number, &format!("{what}.bias")), bias.clone());
+        let bias = self.layer_value(number, &name(number, &format!("{what}.bias")), bias)?;
         Ok(self.graph.add(&name(number, &format!("{what}.biased")), Op::Binary(Binary::Add), &[y, bias])?)
     }
 
@@ -283,12 +303,12 @@ impl Builder<'_> {
         if self.weights.layer(number, role).is_some() { self.normed(number, what, role, x) } else { Ok(x) }
     }
 
-    fn norm(&mut self, name: &str, x: ValueId, weight: ValueId) -> Result<ValueId, Error> {
+    pub(super) fn norm(&mut self, name: &str, x: ValueId, weight: ValueId) -> Result<ValueId, Error> {
         let op = Op::RmsNormalization(RmsNormalization { epsilon: self.config.norm_epsilon });
         Ok(self.graph.add(name, op, &[x, weight])?)
     }
 
-    fn scale(&mut self, name: &str, x: ValueId, factor: f32) -> Result<ValueId, Error> {
+    pub(super) fn scale(&mut self, name: &str, x: ValueId, factor: f32) -> Result<ValueId, Error> {
         let factor = self.graph.weight(&format!("{name}.factor"), Weight::stored(Tensor::from_slice(&[1], &[factor])?));
         Ok(self.graph.add(name, Op::Binary(Binary::Mul), &[x, factor])?)
     }
@@ -299,12 +319,19 @@ impl Builder<'_> {
     }
 
     fn layer_weight(&mut self, number: usize, what: &str, role: Role) -> Result<ValueId, Error> {
+        self.layer_value(number, &name(number, &format!("{what}.weight")), role)
+    }
+
+    fn layer_value(&mut self, number: usize, name: &str, role: Role) -> Result<ValueId, Error> {
+        if self.trained.is_some() {
+            return self.parameter(number, role);
+        }
         let weight = self.weights.layer(number, role).cloned();
-        self.found(&name(number, &format!("{what}.weight")), weight)
+        self.found(name, weight)
     }
 
     /// The name table requires every weight that is asked for in this way; the error is for a table that does not.
-    fn found(&mut self, name: &str, weight: Option<Arc<Weight>>) -> Result<ValueId, Error> {
+    pub(super) fn found(&mut self, name: &str, weight: Option<Arc<Weight>>) -> Result<ValueId, Error> {
         let Some(weight) = weight else {
             return Err(Error::MissingTensors { path: "".into(), names: vec![name.to_owned()], count: 1 });
         };
@@ -312,7 +339,7 @@ impl Builder<'_> {
     }
 }
 
-fn name(layer: usize, what: &str) -> String {
+pub(super) fn name(layer: usize, what: &str) -> String {
     format!("layers.{layer}.{what}")
 }
 

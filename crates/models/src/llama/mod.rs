@@ -15,6 +15,7 @@ mod perplexity;
 mod pipeline;
 mod sequences;
 mod taps;
+pub(crate) mod trained;
 mod vocabulary;
 pub(crate) mod weights;
 

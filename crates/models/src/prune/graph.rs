@@ -127,6 +127,7 @@ pub fn prune_graph(
         tensors: tensors.iter().map(|tensor| tensor.record(&[])).collect(),
         mixed: None,
         pruned: Some(report),
+        reconstruction: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

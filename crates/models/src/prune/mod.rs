@@ -83,6 +83,7 @@ pub fn prune(
         tensors,
         mixed: None,
         pruned: Some(PruneReport::new(options, &plan, steps)),
+        reconstruction: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::graph::Initializer;
-use super::{Calibration, MixedReport, Planned, QuantizeOptions};
+use super::{Calibration, MixedReport, Planned, QuantizeOptions, ReconstructReport};
 use crate::Error;
 use crate::prune::PruneReport;
 
@@ -217,6 +217,9 @@ pub struct Manifest {
     /// What was taken out of which tensor, where something was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<PruneReport>,
+    /// How weights were trained, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<ReconstructReport>,
     /// Seconds that it took.
     pub seconds: f64,
 }

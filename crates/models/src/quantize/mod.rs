@@ -4,6 +4,7 @@ pub mod graph;
 mod imatrix_file;
 mod manifest;
 mod mixed;
+mod reconstruct;
 pub(crate) mod tensors;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use core_tensor::{DType, FileAccess};
+use core_tensor::{DType, FileAccess, Tensor};
 use fancy_regex::Regex;
 use loader_gguf::{GgmlType, Gguf, GgufError, GgufWriter};
 use polaris_quant::block::ENCODED;
@@ -25,6 +26,9 @@ use tensors::Job;
 pub use imatrix_file::{read_importances, write_importances};
 pub use manifest::{FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
 pub use mixed::{MixedBudget, MixedOptions, MixedProgress, MixedReport, MixedTensor, Probes, assign_mixed};
+pub use reconstruct::{
+    LayerReport, OnReconstruct, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
+};
 
 /// `general.quantization_version` (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -199,6 +203,16 @@ pub trait Calibration: Sync {
     /// # Errors
     /// When it fails, and [`Error::Cancelled`] when it was stopped.
     fn feedback(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error>;
+
+    /// A tensor's weights as they were trained, in the type that is planned for it; none where nothing was.
+    fn trained(&self, _tensor: &str) -> Option<&Tensor> {
+        None
+    }
+
+    /// How weights were trained.
+    fn reconstruction(&self) -> Option<&ReconstructReport> {
+        None
+    }
 }
 
 /// Told while a model is quantized: bytes of the source done and in all, and the tensor that is worked on. `Break` cancels.
@@ -257,6 +271,15 @@ pub fn quantize_calibrated(
         let importance = importance(options, tensor)?;
         let (job, model, records, planned) = (&job, &model, &records, &planned);
         writer.stream(&tensor.name, ggml_type, &tensor.shape, move |out| {
+            let note = |record| {
+                if let Ok(mut records) = records.lock() {
+                    records.push(record);
+                }
+                Ok(())
+            };
+            if let Some(trained) = calibration.and_then(|calibration| calibration.trained(&tensor.name)) {
+                return note(job.trained(model, tensor, trained, out)?);
+            }
             let mut feedback = None;
             if let Some(calibration) = calibration.filter(|_| fed_back(tensor)) {
                 let upcoming: Vec<&str> =
@@ -264,11 +287,7 @@ pub fn quantize_calibrated(
                 let found = calibration.feedback(&upcoming, &|| job.stopped());
                 feedback = found.map_err(|error| job.fail(error))?;
             }
-            let record = job.tensor(model, tensor, importance.as_deref(), feedback.as_deref(), out)?;
-            if let Ok(mut records) = records.lock() {
-                records.push(record);
-            }
-            Ok(())
+            note(job.tensor(model, tensor, importance.as_deref(), feedback.as_deref(), out)?)
         })?;
     }
     let (written, hashes) = std::thread::scope(|scope| {
@@ -298,6 +317,7 @@ pub fn quantize_calibrated(
         tensors: records.into_inner().unwrap_or_default(),
         mixed: None,
         pruned: None,
+        reconstruction: calibration.and_then(|calibration| calibration.reconstruction().cloned()),
         seconds: start.elapsed().as_secs_f64(),
     })
 }

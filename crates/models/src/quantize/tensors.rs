@@ -131,6 +131,41 @@ impl<'a> Job<'a> {
         Ok(TensorRecord::new(planned, loss.noise, loss.power))
     }
 
+    /// Writes a tensor that was trained, and compares it with what it was.
+    pub(super) fn trained(
+        &self,
+        model: &Gguf,
+        planned: &Planned,
+        trained: &Tensor,
+        out: &mut dyn Write,
+    ) -> io::Result<TensorRecord> {
+        let fault = |reason: String| {
+            self.fail(Error::Tensor { path: model.path().to_owned(), name: planned.name.clone(), reason })
+        };
+        let tensor = model.tensor(&planned.name).map_err(|error| self.fail(error.into()))?;
+        if trained.dtype() != planned.to || trained.shape() != planned.shape {
+            return Err(fault(format!("{} {:?} was trained, it is not", trained.dtype(), trained.shape())));
+        }
+        let columns = planned.shape.last().copied().unwrap_or(1).max(1);
+        let (Some(from), Some(to)) = (planned.from.row_bytes(columns), planned.to.row_bytes(columns)) else {
+            return Err(fault(format!("rows of {columns} weights are no whole blocks")));
+        };
+        let step = (PIECE / columns).max(1);
+        let mut loss = Loss::default();
+        for (bytes, made) in tensor.bytes().chunks(step * from).zip(trained.bytes().chunks(step * to)) {
+            let count = bytes.len() / from.max(1) * columns;
+            let values = decode_f32(planned.from, bytes, count).map_err(|error| fault(error.to_string()))?;
+            let decoded = decode_f32(planned.to, made, count).map_err(|error| fault(error.to_string()))?;
+            let (noise, power) = differences(&values, &decoded);
+            loss.noise += noise;
+            loss.power += power;
+            out.write_all(made)?;
+        }
+        release(&tensor, 0..tensor.bytes().len());
+        self.advance(tensor.bytes().len(), &planned.name)?;
+        Ok(TensorRecord::new(planned, loss.noise, loss.power))
+    }
+
     /// Encodes a slab on all threads.
     fn slab(&self, slab: &Slab<'_>, bytes: &[u8], out: &mut [u8]) -> Result<Loss, String> {
         let (from, to) = slab.row_bytes();

@@ -170,6 +170,7 @@ pub fn quantize_graph(
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
         pruned: None,
+        reconstruction: None,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

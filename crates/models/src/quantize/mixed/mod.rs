@@ -5,7 +5,7 @@
 //! error's power, so that this one measurement and the errors of all other types, which are cheap, give the cost of every type;
 //! and errors of different tensors nearly add up. What they add up to is measured again in the end.
 
-mod overlay;
+pub(in crate::quantize) mod overlay;
 mod sensitivity;
 
 use std::ops::ControlFlow;

@@ -6,9 +6,9 @@ use core_tensor::{Tensor, WeightSource};
 use loader_gguf::Gguf;
 
 /// The tensors of a file, of which some have other bytes and types.
-pub(super) struct Overlay<'a> {
-    pub(super) model: &'a Gguf,
-    pub(super) replaced: HashMap<String, Tensor>,
+pub(in crate::quantize) struct Overlay<'a> {
+    pub(in crate::quantize) model: &'a Gguf,
+    pub(in crate::quantize) replaced: HashMap<String, Tensor>,
 }
 
 impl WeightSource for Overlay<'_> {

@@ -1,0 +1,137 @@
+//! `polaris quantize --reconstruct`: weights trained so that each layer gives what it gave.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use clap::Args;
+use models::quantize::{
+    QuantizeOptions, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
+};
+
+use crate::failure::Failure;
+use crate::generate::read_text;
+use crate::interrupt::Interrupt;
+use crate::output;
+
+/// Steps between two lines of progress.
+const TOLD: usize = 25;
+
+/// How weights are trained while they are quantized.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reconstruction")]
+pub(crate) struct Reconstruct {
+    /// Train weights, scales and norms of a GGUF model layer by layer, so that each layer gives on --calibrate TEXT what it gave (BRECQ)
+    #[arg(long, requires = "calibrate", conflicts_with = "gptq")]
+    reconstruct: bool,
+    /// Steps of the optimizer for each layer [default: 100]
+    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// How far a weight moves in the first step, in codes of its type; it falls to 0 [default: 0.02]
+    #[arg(long, value_name = "R", requires = "reconstruct")]
+    rate: Option<f32>,
+    /// The same for the logarithms of scales [default: 0.002]
+    #[arg(long, value_name = "R", requires = "reconstruct")]
+    scale_rate: Option<f32>,
+    /// The same for norms and biases, relative to their size [default: 0.002]
+    #[arg(long, value_name = "R", requires = "reconstruct")]
+    norm_rate: Option<f32>,
+    /// Tokens of a chunk of the text [default: 512]
+    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_context: Option<u32>,
+    /// Chunks of the text at most [default: 64]
+    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_chunks: Option<u32>,
+    /// Chunks of a step [default: 1]
+    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+    /// Steps in which all layers are trained together on the float model's predictions, behind the last layer [default: 0]
+    #[arg(long, value_name = "N", requires = "reconstruct")]
+    distill_steps: Option<u32>,
+    /// What all rates are multiplied with in these steps [default: 0.25]
+    #[arg(long, value_name = "R", requires = "distill_steps")]
+    distill_rate: Option<f32>,
+    /// Seed of the order of chunks [default: 1]
+    #[arg(long, value_name = "N", requires = "reconstruct")]
+    order_seed: Option<u64>,
+}
+
+impl Reconstruct {
+    /// An option of this group that was given, for messages.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        self.reconstruct.then_some("--reconstruct")
+    }
+
+    /// Trains, if that is asked for.
+    pub(crate) fn run(
+        &self,
+        input: &Path,
+        calibrate: Option<&str>,
+        quantize: &mut QuantizeOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Reconstruction>, Failure> {
+        let Some(text) = calibrate.filter(|_| self.reconstruct) else { return Ok(None) };
+        let mut options = ReconstructOptions { threads: quantize.threads, ..ReconstructOptions::default() };
+        let counts = [
+            (&mut options.steps, self.steps),
+            (&mut options.context, self.calibration_context),
+            (&mut options.chunks, self.calibration_chunks),
+            (&mut options.batch, self.batch),
+            (&mut options.distill_steps, self.distill_steps),
+        ];
+        for (option, given) in counts {
+            *option = given.map_or(*option, |given| given as usize);
+        }
+        let rates = [
+            (&mut options.rate, self.rate),
+            (&mut options.scale_rate, self.scale_rate),
+            (&mut options.vector_rate, self.norm_rate),
+            (&mut options.distill_rate, self.distill_rate),
+        ];
+        for (option, given) in rates {
+            *option = given.unwrap_or(*option);
+        }
+        options.seed = self.order_seed.unwrap_or(options.seed);
+        let content = read_text(Path::new(text))?;
+        let mut tell = |progress: ReconstructProgress| {
+            match progress {
+                ReconstructProgress::Importances(done, all) => {
+                    output::note(&format!("importances: chunk {done} of {all}"));
+                }
+                ReconstructProgress::Layer { layer, layers, step, steps, loss }
+                    if step % TOLD == 0 || step == steps =>
+                {
+                    output::note(&format!("layer {} of {layers}: step {step} of {steps}, loss {loss:.3e}", layer + 1));
+                }
+                ReconstructProgress::Layer { .. } => {}
+                ReconstructProgress::Distillation { step, steps, divergence } => {
+                    output::note(&format!("predictions: step {step} of {steps}, KL divergence {divergence:.4}"));
+                }
+                ReconstructProgress::Done(layer) => output::note(&format!(
+                    "layer {}: error {:.3e} -> {:.3e} ({:.0} %)",
+                    layer.layer + 1,
+                    layer.before,
+                    layer.after,
+                    100.0 * layer.after / layer.before.max(f64::MIN_POSITIVE)
+                )),
+            }
+            if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        Ok(Some(reconstruct(input, quantize, &content, text, &options, &mut tell)?))
+    }
+}
+
+/// What training brought, in a line or two.
+pub(crate) fn as_text(report: &ReconstructReport) -> String {
+    let count = report.layers.len().max(1) as f64;
+    let mean = |of: &dyn Fn(&models::quantize::LayerReport) -> f64| report.layers.iter().map(of).sum::<f64>() / count;
+    let mut text = format!(
+        "the layers' outputs were off by {:.3e} of their power, and are by {:.3e} (means over {} layers)\n",
+        mean(&|layer| layer.before),
+        mean(&|layer| layer.after),
+        report.layers.len()
+    );
+    if let (Some(first), Some(last)) = (report.distillation.first(), report.distillation.last()) {
+        text += &format!("the predictions' divergence was {first:.4}, and {last:.4} in the last step\n");
+    }
+    text
+}
