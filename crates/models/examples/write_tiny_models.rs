@@ -5,6 +5,8 @@
 
 #[path = "../tests/pruned/mod.rs"]
 mod pruned;
+#[path = "../tests/quantized/mod.rs"]
+mod quantized;
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;
 
@@ -29,6 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     for cut in &pruned::CUTS {
         cut.write(&file(cut.model, "gguf"), &file(cut.name, "gguf"));
         write_tokens(&tiny::spec(cut.model), cut.name)?;
+    }
+    let source = quantized::spec();
+    fs::write(file(source.name, "gguf"), tiny::bytes(&source))?;
+    write_tokens(&source, source.name)?;
+    for mixture in quantized::TYPES {
+        let name = quantized::name(mixture);
+        quantized::write(mixture, &file(source.name, "gguf"), &file(&name, "gguf"));
+        write_tokens(&source, &name)?;
     }
     Ok(())
 }
