@@ -14,9 +14,14 @@ use cpu_kernels::matmul::ActivationKind;
 use cpu_kernels::{CpuBackend, CpuOptions};
 use loader_gguf::Gguf;
 use models::llama::{KvDType, Llama, LlamaOptions};
+use polaris_quant::Mixture;
 
-/// Both round activations to 8 bits, llama.cpp in blocks of 256 for some types: as much as that may change.
-const TOLERANCE: f64 = 1e-3;
+/// llama.cpp rounds activations to 8 bits, in blocks of 256 for some types: as much as that changes, and twice as much where both round.
+/// Three bits instead of four change a hundred times as much.
+const ROUNDED_THERE: f64 = 1e-3;
+const ROUNDED_ON_BOTH_SIDES: f64 = 2e-3;
+/// Weights of f16 meet activations of f16 in llama.cpp.
+const F16: f64 = 1e-5;
 
 fn logits(path: &Path, activations: Option<ActivationKind>) -> Vec<Vec<f32>> {
     let options = CpuOptions::default().with_threads(2);
@@ -41,7 +46,6 @@ fn llama_cpp_gets_the_same_logits_of_every_type() {
     fs::create_dir_all(&folder).unwrap();
     let source = folder.join("source.gguf");
     fs::write(&source, tiny::bytes(&quantized::spec())).unwrap();
-    let exact = logits(&source, Some(ActivationKind::F32));
     let rows = tiny::compared_rows(quantized::spec().tokens);
     let picked = |logits: &[Vec<f32>]| -> Vec<f32> { rows.iter().flat_map(|row| logits[*row].clone()).collect() };
     let mut wrong = Vec::new();
@@ -53,14 +57,12 @@ fn llama_cpp_gets_the_same_logits_of_every_type() {
         let expected = fs::read(fixture).unwrap();
         let expected: Vec<f32> = expected.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         assert_eq!(expected.len(), rows.len() * tiny::VOCABULARY);
-        for activations in [None, Some(ActivationKind::F32)] {
-            let found = logits(&path, activations);
-            let found = picked(&found);
-            let error = nmse(&found, &expected);
-            let cost = nmse(&found, &picked(&exact));
-            println!("{name} {activations:?}: NMSE {error:.2e}, to the float model {cost:.2e}");
-            if error > TOLERANCE || error > cost {
-                wrong.push(format!("{name} {activations:?}: NMSE {error:.2e}, and quantization costs {cost:.2e}"));
+        for (activations, tolerance) in [(None, ROUNDED_ON_BOTH_SIDES), (Some(ActivationKind::F32), ROUNDED_THERE)] {
+            let tolerance = if mixture == Mixture::F16 { F16 } else { tolerance };
+            let error = nmse(&picked(&logits(&path, activations)), &expected);
+            println!("{name} {activations:?}: NMSE {error:.2e}");
+            if error > tolerance {
+                wrong.push(format!("{name} {activations:?}: NMSE {error:.2e}"));
             }
         }
     }

@@ -19,7 +19,7 @@
 //! use polaris_quant::reconstruct::{Latent, Rates, Rounding};
 //!
 //! // A matrix of one row: its product with x is to stay what it was.
-//! let weights: Vec<f32> = (0..32).map(|i| (i as f32 * 0.7).sin()).collect();
+//! let weights: Vec<f32> = (0..32).map(|i| (i as f32 * 0.37).sin()).collect();
 //! let x: Vec<f32> = (0..32).map(|i| (i as f32 * 0.3).cos()).collect();
 //! let product = |w: &[f32]| -> f32 { w.iter().zip(&x).map(|(w, x)| w * x).sum() };
 //! let mut latent = Latent::new(DType::Block(BlockFormat::Q4_0), &weights, 32, None, Rounding::Straight, 1)?;
