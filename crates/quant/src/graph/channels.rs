@@ -6,7 +6,7 @@ const EXAMPLES: usize = 256;
 /// Magnitudes and means of a value's channels, and some of its rows.
 ///
 /// A channel is an index of one extent of the value: the last one of what products are given, the second of images. Where it is the last one, rows are
-/// kept as examples, at equal distances: [`EXAMPLES`] at most, and half of them at least where there are so many.
+/// kept as examples, at equal distances: 256 at most, and half of them at least where there are so many.
 #[derive(Clone, Debug)]
 pub struct ChannelObserver {
     axis: usize,
