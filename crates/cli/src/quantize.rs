@@ -231,7 +231,6 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         ("--dry-run", arguments.dry_run),
     ];
     let other = other.iter().find(|(_, given)| *given).map(|(name, _)| *name).or_else(|| arguments.mixed.given());
-    let other = other.or_else(|| arguments.reconstruct.given());
     if let Some(name) = other {
         return Err(Failure::Usage(format!("{name} is for GGUF files, and {ty} is a type of graphs")));
     }
@@ -242,6 +241,7 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         threads: arguments.threads,
         access: if arguments.no_mmap { FileAccess::Read } else { FileAccess::Map },
         hash: !arguments.no_manifest,
+        reconstruct: arguments.reconstruct.for_graph()?,
     };
     finish(arguments.graph.run(ty, &common, interrupt)?, arguments)
 }

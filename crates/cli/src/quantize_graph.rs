@@ -8,7 +8,8 @@ use clap::Args;
 use core_tensor::{Bindings, FileAccess, Graph, Tensor};
 use models::quantize::Manifest;
 use models::quantize::graph::{
-    Balance, CalibrationData, GraphModel, GraphQuantizeOptions, MEMORY, quantize_graph, text_runs,
+    Balance, CalibrationData, GraphModel, GraphQuantizeOptions, GraphReconstructOptions, MEMORY, quantize_graph,
+    text_runs,
 };
 use polaris_quant::graph::{GraphOptions, GraphType, RangeMethod};
 
@@ -110,6 +111,7 @@ pub(crate) struct Common<'a> {
     pub(crate) threads: Option<u16>,
     pub(crate) access: FileAccess,
     pub(crate) hash: bool,
+    pub(crate) reconstruct: Option<GraphReconstructOptions>,
 }
 
 impl GraphArguments {
@@ -154,12 +156,26 @@ impl GraphArguments {
         found.map_or(Ok(()), |(_, why)| Err(Failure::Usage(why.to_owned())))
     }
 
+    /// Refuses what training does not go together with.
+    fn check_reconstruct(&self) -> Result<(), Failure> {
+        let refused = [
+            (self.bias_correction, "--bias-correction: --reconstruct trains biases"),
+            (self.per_tensor, "--per-tensor: --reconstruct trains a scale for each output"),
+            (self.asymmetric, "--asymmetric: --reconstruct trains weights around 0"),
+        ];
+        let found = refused.into_iter().find(|(is, _)| *is);
+        found.map_or(Ok(()), |(_, why)| Err(Failure::Usage(why.to_owned())))
+    }
+
     /// Quantizes.
     pub(crate) fn run(&self, ty: GraphType, common: &Common<'_>, interrupt: &Interrupt) -> Result<Manifest, Failure> {
         if !common.output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
             return Err(Failure::Usage(format!("{ty} is written as ONNX: OUT must end in .onnx")));
         }
         self.check(ty)?;
+        if common.reconstruct.is_some() {
+            self.check_reconstruct()?;
+        }
         let mut bindings = Bindings::new();
         self.extents.iter().for_each(|(name, n)| bindings.set(name, *n));
         let model = GraphModel::open(common.input, common.access, &bindings)?;
@@ -188,7 +204,14 @@ impl GraphArguments {
         // What lies within the model is in memory twice while it is written.
         let within = loader_onnx::export::EXTERNAL_ABOVE.min(memory / 2);
         let external_above = if self.external_data { 0 } else { within };
-        let options = GraphQuantizeOptions { graph, balance, memory, external_above, hash: common.hash };
+        let options = GraphQuantizeOptions {
+            graph,
+            balance,
+            reconstruct: common.reconstruct.clone(),
+            memory,
+            external_above,
+            hash: common.hash,
+        };
         let mut bar = LoadBar::new("quantizing");
         let manifest = quantize_graph(&model, common.output, &options, data.as_ref(), &mut |done, total, _| {
             bar.set(done, total);

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use clap::Args;
+use models::quantize::graph::GraphReconstructOptions;
 use models::quantize::{
     QuantizeOptions, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
 };
@@ -20,19 +21,19 @@ const TOLD: usize = 25;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Reconstruction")]
 pub(crate) struct Reconstruct {
-    /// Train weights, scales and norms of a GGUF model layer by layer, so that each layer gives on --calibrate TEXT what it gave (BRECQ)
+    /// Train weights, scales, norms and biases on --calibrate DATA: each layer of a GGUF model so that it gives what it gave (BRECQ), a graph as a whole
     #[arg(long, requires = "calibrate", conflicts_with = "gptq")]
     reconstruct: bool,
-    /// Steps of the optimizer for each layer [default: 100]
+    /// Steps of the optimizer, for each layer of a GGUF model [default: 100]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// How far a weight moves in the first step, in codes of its type; it falls to 0 [default: 0.02]
+    /// How far a weight moves in the first step, in codes of its type; it falls to 0 [default: 0.02; graphs 0.01]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     rate: Option<f32>,
-    /// The same for the logarithms of scales [default: 0.002]
+    /// The same for the logarithms of scales [default: 0.002; graphs 0.001]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     scale_rate: Option<f32>,
-    /// The same for norms and biases, relative to their size [default: 0.002]
+    /// The same for norms and biases, relative to their size [default: 0.002; graphs 0.001]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     norm_rate: Option<f32>,
     /// Tokens of a chunk of the text [default: 512]
@@ -41,7 +42,7 @@ pub(crate) struct Reconstruct {
     /// Chunks of the text at most [default: 64]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     calibration_chunks: Option<u32>,
-    /// Chunks of a step [default: 1]
+    /// Chunks (runs of a graph) of a step [default: 1; graphs 8]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
     /// Steps in which all layers are trained together on the float model's predictions, behind the last layer [default: 0]
@@ -56,9 +57,28 @@ pub(crate) struct Reconstruct {
 }
 
 impl Reconstruct {
-    /// An option of this group that was given, for messages.
-    pub(crate) fn given(&self) -> Option<&'static str> {
-        self.reconstruct.then_some("--reconstruct")
+    /// How a graph's weights are to be trained, if they are.
+    pub(crate) fn for_graph(&self) -> Result<Option<GraphReconstructOptions>, Failure> {
+        if !self.reconstruct {
+            return Ok(None);
+        }
+        let language = [
+            ("--calibration-context", self.calibration_context.is_some()),
+            ("--calibration-chunks", self.calibration_chunks.is_some()),
+            ("--distill-steps", self.distill_steps.is_some()),
+        ];
+        if let Some((name, _)) = language.iter().find(|(_, given)| *given) {
+            return Err(Failure::Usage(format!("{name} is for GGUF files: a graph is trained as a whole")));
+        }
+        let standard = GraphReconstructOptions::default();
+        Ok(Some(GraphReconstructOptions {
+            steps: self.steps.map_or(standard.steps, |steps| steps as usize),
+            batch: self.batch.map_or(standard.batch, |batch| batch as usize),
+            rate: self.rate.unwrap_or(standard.rate),
+            scale_rate: self.scale_rate.unwrap_or(standard.scale_rate),
+            vector_rate: self.norm_rate.unwrap_or(standard.vector_rate),
+            seed: self.order_seed.unwrap_or(standard.seed),
+        }))
     }
 
     /// Trains, if that is asked for.
@@ -124,8 +144,9 @@ impl Reconstruct {
 pub(crate) fn as_text(report: &ReconstructReport) -> String {
     let count = report.layers.len().max(1) as f64;
     let mean = |of: &dyn Fn(&models::quantize::LayerReport) -> f64| report.layers.iter().map(of).sum::<f64>() / count;
+    let what = if report.context == 0 { "the graph's" } else { "the layers'" };
     let mut text = format!(
-        "the layers' outputs were off by {:.3e} of their power, and are by {:.3e} (means over {} layers)\n",
+        "{what} outputs were off by {:.3e} of their power, and are by {:.3e} (means over {} of them)\n",
         mean(&|layer| layer.before),
         mean(&|layer| layer.after),
         report.layers.len()

@@ -56,6 +56,8 @@ silero-vad, silero-vad-16k, magika, ocr-det, ocr-rec, ocr-cls. --quick measures 
 quant measures what every type costs on SmolLM2-135M: size, perplexity, KL divergence, speed, and the time that it takes to quantize, with
 importances and without; beside llama-quantize its result for the same type, and the goals. --types Q4_0,Q4_K_M: only these; --chunks N: chunks of
 512 tokens (20; --quick 4); --mixed: also mixed models no larger than Q4_K_S and Q3_K_M, which takes minutes.
+The model's channels are rescaled first, which leaves its function alone and takes its weights off the grid of Q4_1, which its only free file has;
+--as-is: not so.
 --prune: instead, what pruning costs and saves in every way there is: size, perplexity, KL divergence, speed beside the whole model's.
 --graphs: the types of graphs on MiniLM instead: size, similarity and change of embeddings, latency, time.";
 

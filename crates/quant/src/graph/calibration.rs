@@ -7,6 +7,7 @@ use core_tensor::{Graph, Tensor, ValueId};
 
 use super::channels::ChannelObserver;
 use super::observer::{Hessian, Range, RangeMethod, RangeObserver};
+use super::opened::Trained;
 use super::placement::Placement;
 use super::site::{Kind, Site, sites};
 use super::{GraphOptions, GraphQuantError, GraphType};
@@ -159,6 +160,11 @@ pub trait Host {
     /// # Errors
     /// When they cannot be had.
     fn hessian(&mut self, upcoming: &[ValueId]) -> Result<Option<Arc<Hessian>>, HostError>;
+
+    /// A weight's integers, where they have been trained ([`super::open`]).
+    fn trained(&mut self, _weight: ValueId) -> Option<Trained> {
+        None
+    }
 
     /// Takes a new weight in and gives it back, perhaps from a place that is not memory.
     ///

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use core_tensor::op::{Binary, Cast, DequantizeLinear, Gather, Granularity, MatMul, Op, Reshape};
 use core_tensor::{BlockFormat, DType, Dim, Graph, Node, Rewriter, Tensor, ValueId, Weight};
 
-use super::bytes::{I8Rows, encode_i8};
+use super::bytes::{ByteRounding, I8Rows, encode_i8};
 use super::calibration::{Calibration, Host};
 use super::correction::of_outputs;
 use super::gptq::gptq_i8;
 use super::integers::{I4Groups, Matrix, transpose};
+use super::opened::Trained;
 use super::site::{Kind, Site};
 use super::{Change, GraphOptions, GraphQuantError};
 use crate::gptq::Feedback;
@@ -245,7 +246,9 @@ impl<'a> Rewriting<'a> {
         let integers = site.kind == Kind::Convolution && self.options.ty == super::GraphType::Int8Dynamic;
         how.asymmetric &= !table && !integers;
         let product = matches!(site.kind, Kind::Product { .. });
-        let rows = if self.options.gptq && product {
+        let rows = if let Some(rows) = self.trained_bytes(site, &matrix, &how, floor) {
+            rows
+        } else if self.options.gptq && product {
             let feedback = self.feedback(site)?;
             let rounded = gptq_i8(&matrix, &feedback, &how);
             let name = || self.old.value(site.weight).name.clone();
@@ -265,6 +268,27 @@ impl<'a> Rewriting<'a> {
             self.done.insert(key, made.clone());
         }
         Ok(made)
+    }
+
+    /// The bytes that a site's weight was trained to; on scales of the floor at least.
+    fn trained_bytes(
+        &mut self,
+        site: &Site,
+        matrix: &Matrix,
+        how: &ByteRounding,
+        floor: Option<&[f32]>,
+    ) -> Option<I8Rows> {
+        let Some(Trained::Bytes(rows)) = self.trained(site) else { return None };
+        let low = |floor: &&[f32]| rows.scales.iter().zip(*floor).any(|(scale, floor)| scale < floor);
+        match floor.filter(low) {
+            None => Some(rows),
+            Some(_) => Some(encode_i8(&Matrix { values: rows.decode(matrix.columns), ..*matrix }, how, floor, None)),
+        }
+    }
+
+    /// What a site's weight was trained to.
+    pub(super) fn trained(&mut self, site: &Site) -> Option<Trained> {
+        if site.kind == Kind::Table { None } else { self.host.trained(site.weight) }
     }
 
     fn store(

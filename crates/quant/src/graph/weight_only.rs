@@ -5,6 +5,7 @@ use core_tensor::{Graph, Node};
 
 use super::gptq::gptq_i4;
 use super::integers::{encode_i4, encode_i4_for};
+use super::opened::Trained;
 use super::rewrite::Rewriting;
 use super::site::{Kind, Site};
 use super::{Change, GraphQuantError, GraphType};
@@ -49,7 +50,9 @@ fn grouped(new: &mut Rewriting<'_>, node: &Node, site: &Site, group: usize) -> R
     // A group ends where a row ends: rows that are shorter than it are one group.
     let group = if matrix.columns.is_multiple_of(group) { group } else { 32 };
     let product = matches!(site.kind, Kind::Product { .. });
-    let groups = if product && options.gptq {
+    let groups = if let Some(Trained::Groups(groups)) = new.trained(site) {
+        groups
+    } else if product && options.gptq {
         let feedback = new.feedback(site)?;
         let rounded = gptq_i4(&matrix, &feedback, group, threads);
         let name = || new.old.value(site.weight).name.clone();

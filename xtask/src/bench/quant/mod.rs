@@ -3,6 +3,7 @@
 mod graphs;
 mod prune;
 mod report;
+mod rescaled;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ struct Options {
     prune: bool,
     /// MiniLM as a graph instead of a language model.
     graphs: bool,
+    /// The model as it is, whose weights lie on the grid of `Q4_1`.
+    as_is: bool,
     chunks: usize,
     /// How often each program quantizes; the fastest counts.
     runs: usize,
@@ -60,6 +63,7 @@ impl Options {
         let mixed = arguments.flag(&["--mixed"]);
         let prune = arguments.flag(&["--prune"]);
         let graphs = arguments.flag(&["--graphs"]);
+        let as_is = arguments.flag(&["--as-is"]);
         let types = match arguments.value(&["--types"])? {
             Some(list) => list.split(',').map(known).collect::<Result<_, _>>()?,
             None if quick => QUICK.map(str::to_owned).to_vec(),
@@ -71,6 +75,7 @@ impl Options {
             mixed,
             prune,
             graphs,
+            as_is,
             chunks: arguments.count(&["--chunks"])?.unwrap_or(if quick { 4 } else { 20 }),
             runs: arguments.count(&["--pairs"])?.unwrap_or(if quick { 2 } else { 3 }),
             threads: arguments.count(&["--threads", "-t"])?.unwrap_or(2),
@@ -123,6 +128,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
         machine: Machine::here(options.threads),
         chunks: options.chunks,
         peer: options.against,
+        as_is: options.as_is,
         source_bytes: file_bytes(&bench.source)?,
         rows: Vec::new(),
     };
@@ -154,7 +160,12 @@ impl Bench {
 
     /// The model in 16 bits, and its importances.
     fn prepare(&self) -> Result<(), String> {
-        let model = fetch::model(fetch::SMALL_MODEL)?;
+        let mut model = fetch::model(fetch::SMALL_MODEL)?;
+        if !self.options.as_is {
+            let rescaled = self.scratch.path().join("F32.gguf");
+            rescaled::write(&model, &rescaled)?;
+            model = rescaled;
+        }
         let mut convert = self.polaris("quantize", &["--type", "F16", "--allow-requantize", "--no-manifest"]);
         command::output(convert.arg(&model).arg(&self.source))?;
         let mut collect = self.polaris("imatrix", &["--device", "cpu", "--activations", "f32", "-m"]);

@@ -128,6 +128,8 @@ pub(super) struct Report {
     pub(super) chunks: usize,
     /// Whether llama-quantize was measured, too.
     pub(super) peer: bool,
+    /// Whether the original lies on the grid of `Q4_1`, as the only free file does.
+    pub(super) as_is: bool,
     /// Of the original, in 16 bits.
     pub(super) source_bytes: u64,
     pub(super) rows: Vec<Row>,
@@ -144,7 +146,9 @@ impl Report {
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{}, {} threads; SmolLM2-135M", self.machine.processor, self.machine.threads)?;
-        writeln!(out, "from F16 (of the Q4_1 that there is); {} chunks of 512 tokens, f32 activations", self.chunks)?;
+        let from =
+            if self.as_is { "of the Q4_1 that there is" } else { "of the Q4_1 that there is, channels rescaled" };
+        writeln!(out, "from F16 ({from}); {} chunks of 512 tokens, f32 activations", self.chunks)?;
         for row in self.rows.iter().filter(|row| row.noisy > 0) {
             writeln!(out, "NOISY: others used the machine while {} was quantized", row.name())?;
         }
@@ -190,7 +194,7 @@ impl Report {
     pub(super) fn to_json_lines(&self) -> String {
         let mut lines =
             vec![json!({"kind": "run", "processor": self.machine.processor, "threads": self.machine.threads,
-            "chunks": self.chunks, "source_bytes": self.source_bytes})];
+            "chunks": self.chunks, "as_is": self.as_is, "source_bytes": self.source_bytes})];
         for row in &self.rows {
             for (program, made) in [("polaris", &row.ours), ("llama-quantize", &row.theirs)] {
                 let program = if row.is_mixed() && program != "polaris" { "uniform" } else { program };
@@ -219,7 +223,7 @@ mod tests {
 
     fn report(rows: Vec<Row>) -> Report {
         let machine = Machine { processor: "P".into(), threads: 2 };
-        Report { machine, chunks: 20, peer: true, source_bytes: 200, rows }
+        Report { machine, chunks: 20, peer: true, as_is: false, source_bytes: 200, rows }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use core_tensor::{DType, Graph, Tensor, ValueId};
-use polaris_quant::graph::{Calibration, Demand, Hessian, Host, HostError, observed};
+use polaris_quant::graph::{Calibration, Demand, Hessian, Host, HostError, Trained, observed};
 use polaris_runtime::{Executable, ExecutableOptions};
 
 use super::GraphModel;
@@ -108,6 +108,8 @@ pub(super) struct GraphHost<'a, 'b> {
     /// What the last pass showed.
     pub(super) held: Calibration,
     pub(super) spill: Spill,
+    /// Integers that were trained, by the graph's weights.
+    pub(super) trained: BTreeMap<ValueId, Trained>,
     pub(super) steps: &'a mut Steps<'b>,
 }
 
@@ -125,6 +127,10 @@ impl Host for GraphHost<'_, '_> {
             }
         }
         Ok(self.held.hessian(*id))
+    }
+
+    fn trained(&mut self, weight: ValueId) -> Option<Trained> {
+        self.trained.get(&weight).cloned()
     }
 
     fn keep(&mut self, tensor: Tensor) -> Result<Tensor, HostError> {

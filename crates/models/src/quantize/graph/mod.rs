@@ -1,9 +1,10 @@
 //! Graphs made smaller: ONNX files and encoders from safetensors to ONNX files with integers.
 
 mod calibration;
+mod reconstruct;
 mod spill;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,6 +25,7 @@ use calibration::{GraphHost, Steps};
 use spill::Spill;
 
 pub use calibration::{CalibrationData, MOST_TEXTS, MOST_TOKENS, text_runs};
+pub use reconstruct::GraphReconstructOptions;
 
 /// Passes before quantization: what makes weights constant and folds what belongs to them, and nothing that other runtimes would have to undo.
 fn passes() -> Vec<Pass> {
@@ -47,6 +49,8 @@ pub struct GraphQuantizeOptions {
     pub graph: GraphOptions,
     /// What is done to its weights before.
     pub balance: Balance,
+    /// Whether weights are trained so that outputs stay what they were, and how. Needs data; not with GPTQ and the correction of biases, which it makes up for.
+    pub reconstruct: Option<GraphReconstructOptions>,
     /// Bytes that sums of products for GPTQ may take at once, and new weights before they are written: the data run through the model as often as all sums need,
     /// and weights for which there is no room wait in a file beside the result.
     pub memory: u64,
@@ -129,6 +133,13 @@ pub fn quantize_graph(
     let mut steps = Steps { done: 0, total: 0, progress };
     let (balanced, moved) = balanced(model, options, data, &mut steps)?;
     let graph_before = balanced.as_ref().unwrap_or(&model.graph);
+    let (mut reconstructed, mut trained, mut report) = (None, BTreeMap::new(), None);
+    if let Some(how) = &options.reconstruct {
+        let data = model.data(data, options)?;
+        let found = reconstruct::reconstruct(model, graph_before, options, how, data, &mut steps)?;
+        (reconstructed, trained, report) = (Some(found.graph), found.trained, Some(found.report));
+    }
+    let graph_before = reconstructed.as_ref().unwrap_or(graph_before);
     let demands = graph::demands(graph_before, &options.graph).map_err(|error| model.unusable(error))?;
     let mut passes = VecDeque::from(calibration::passes(&demands, options.memory));
     steps.total = steps.done + runs * passes.len() as u64 + 2;
@@ -140,7 +151,7 @@ pub fn quantize_graph(
     }
     let held = calibration.split_hessians();
     let spill = Spill::new(output, options.memory / 4);
-    let mut host = GraphHost { graph: graph_before, data, threads, passes, held, spill, steps: &mut steps };
+    let mut host = GraphHost { graph: graph_before, data, threads, passes, held, spill, trained, steps: &mut steps };
     host.steps.next("weights")?;
     let quantized = graph::quantize_with(graph_before, &options.graph, &calibration, &mut host);
     let (new, changes) = quantized.map_err(|error| match error {
@@ -170,7 +181,7 @@ pub fn quantize_graph(
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
         pruned: None,
-        reconstruction: None,
+        reconstruction: report,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -3,7 +3,8 @@
 //! What an error of a tensor costs is measured: each tensor alone (or each part of a layer) is quantized coarsely, and the KL
 //! divergence of the model's predictions from the original's taken. For small errors the divergence is proportional to the
 //! error's power, so that this one measurement and the errors of all other types, which are cheap, give the cost of every type;
-//! and errors of different tensors nearly add up. What they add up to is measured again in the end.
+//! and errors of different tensors nearly add up. What they add up to is measured again in the end. Types that are coarser than
+//! what was measured are measured before they are taken: beyond small errors divergences grow as they like.
 
 pub(in crate::quantize) mod overlay;
 mod sensitivity;
@@ -155,8 +156,8 @@ struct Candidate {
     /// The relative error of each choice.
     errors: Vec<f64>,
     choices: Vec<Choice>,
-    /// The choice that it is probed with.
-    probe: usize,
+    /// The choices whose costs were measured, the one that it is probed with first.
+    measured: Vec<usize>,
     sensitivity: f64,
 }
 
@@ -177,17 +178,17 @@ pub fn assign_mixed(
     let lab = Lab::new(&model, options, progress)?;
     let (mut candidates, kept) = candidates(&model, options, &lab, progress)?;
     lab.probe(&mut candidates, options.probes, progress)?;
-    let choices: Vec<Vec<Choice>> = candidates.iter().map(|candidate| candidate.choices.clone()).collect();
     let unmet = |error: BudgetError| Error::Option { name: "budget", reason: error.to_string() };
     let (decisions, measured) = match options.budget {
-        MixedBudget::Divergence(limit) => meet_divergence(&lab, &candidates, &choices, limit, progress)?,
+        MixedBudget::Divergence(limit) => meet_divergence(&lab, &mut candidates, limit, progress)?,
         MixedBudget::FileBytes(_) | MixedBudget::TensorBytes(_) => {
             let total = match options.budget {
                 MixedBudget::FileBytes(bytes) => bytes.saturating_sub(overhead(&model)),
                 MixedBudget::TensorBytes(bytes) => bytes,
                 MixedBudget::Divergence(_) => 0,
             };
-            let decisions = spend(&choices, Budget::Bytes(total.saturating_sub(kept))).map_err(unmet)?;
+            let budget = Budget::Bytes(total.saturating_sub(kept));
+            let decisions = settle(&lab, &mut candidates, budget, progress)?.map_err(unmet)?;
             let measured = lab.measure(&candidates, &decisions, progress)?;
             (decisions, measured)
         }
@@ -236,7 +237,7 @@ fn candidates(
         let choices: Vec<Choice> = fitting.iter().zip(&errors).map(choice).collect();
         let probe = probe(&choices, &tensor.shape);
         let (name, shape, from) = (tensor.name, tensor.shape, tensor.from);
-        found.push(Candidate { name, shape, from, errors, choices, probe, sensitivity: 1.0 });
+        found.push(Candidate { name, shape, from, errors, choices, measured: vec![probe], sensitivity: 1.0 });
     }
     Ok((found, kept))
 }
@@ -257,11 +258,32 @@ fn probe(choices: &[Choice], shape: &[usize]) -> usize {
     (0..choices.len()).filter(coarse).min_by_key(by_bytes).unwrap_or(0)
 }
 
+/// The assignment for a budget, of which no type is coarser than what was measured: where one is, it is measured, and types are chosen again.
+fn settle(
+    lab: &Lab<'_>,
+    candidates: &mut [Candidate],
+    budget: Budget,
+    progress: &mut MixedProgress<'_>,
+) -> Result<Result<Vec<Decision>, BudgetError>, Error> {
+    const ROUNDS: usize = 4;
+    for _ in 0..ROUNDS {
+        let Ok(decisions) = choose(candidates, budget) else { break };
+        if !lab.correct(candidates, &decisions, progress)? {
+            return Ok(Ok(decisions));
+        }
+    }
+    Ok(choose(candidates, budget))
+}
+
+fn choose(candidates: &[Candidate], budget: Budget) -> Result<Vec<Decision>, BudgetError> {
+    let choices: Vec<Vec<Choice>> = candidates.iter().map(|candidate| candidate.choices.clone()).collect();
+    spend(&choices, budget)
+}
+
 /// Assignments whose predicted costs come nearer and nearer to the one that gives the divergence.
 fn meet_divergence(
     lab: &Lab<'_>,
-    candidates: &[Candidate],
-    choices: &[Vec<Choice>],
+    candidates: &mut [Candidate],
     limit: f64,
     progress: &mut MixedProgress<'_>,
 ) -> Result<(Vec<Decision>, Option<f64>), Error> {
@@ -269,15 +291,14 @@ fn meet_divergence(
     let unmet = |reason: String| Error::Option { name: "max-kl", reason };
     let (mut target, mut best) = (limit, None);
     for _ in 0..ROUNDS {
-        let decisions = match spend(choices, Budget::Cost(target)) {
-            Ok(decisions) => decisions,
+        let decisions = match settle(lab, candidates, Budget::Cost(target), progress)? {
             // As good as it gets: perhaps it is enough.
-            Err(BudgetError::Cost { least, .. }) => {
-                spend(choices, Budget::Cost(least)).map_err(|error| unmet(error.to_string()))?
-            }
-            Err(error) => return Err(unmet(error.to_string())),
+            Err(BudgetError::Cost { least, .. }) => choose(candidates, Budget::Cost(least)),
+            found => found,
         };
-        let predicted: f64 = decisions.iter().zip(choices).map(|(d, choices)| choices[d.choice].cost).sum();
+        let decisions = decisions.map_err(|error| unmet(error.to_string()))?;
+        let predicted: f64 =
+            decisions.iter().zip(&*candidates).map(|(d, candidate)| candidate.choices[d.choice].cost).sum();
         let Some(measured) = lab.measure(candidates, &decisions, progress)? else { break };
         if measured <= limit {
             best = Some((decisions, Some(measured)));

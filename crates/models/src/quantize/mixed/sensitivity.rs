@@ -162,10 +162,11 @@ impl<'a> Lab<'a> {
             if progress(done, count, &candidates[members[0]].name).is_break() {
                 return Err(Error::Cancelled);
             }
-            let probed = |i: &usize| (candidates[*i].name.as_str(), candidates[*i].choices[candidates[*i].probe].dtype);
+            let probed =
+                |i: &usize| (candidates[*i].name.as_str(), candidates[*i].choices[candidates[*i].measured[0]].dtype);
             let changed: Vec<(&str, DType)> = members.iter().map(probed).collect();
             let divergence = self.divergence(runs, &changed)?;
-            let error: f64 = members.iter().map(|i| candidates[*i].errors[candidates[*i].probe]).sum();
+            let error: f64 = members.iter().map(|i| candidates[*i].errors[candidates[*i].measured[0]]).sum();
             let sensitivity = if error > 0.0 { divergence / error } else { 0.0 };
             for i in members {
                 let candidate = &mut candidates[i];
@@ -176,6 +177,40 @@ impl<'a> Lab<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Measures what was chosen and is coarser than all that was measured of a tensor; whether a cost was found to be another.
+    pub(super) fn correct(
+        &self,
+        candidates: &mut [Candidate],
+        decisions: &[Decision],
+        progress: &mut MixedProgress<'_>,
+    ) -> Result<bool, Error> {
+        /// Errors so much larger than a measured one are believed to cost in proportion.
+        const BELIEVED: f64 = 1.25;
+        let Some(runs) = &self.runs else { return Ok(false) };
+        let mut corrected = false;
+        let count = candidates.len();
+        for (i, (candidate, decision)) in candidates.iter_mut().zip(decisions).enumerate() {
+            let error = candidate.errors[decision.choice];
+            let coarsest = candidate.measured.iter().map(|choice| candidate.errors[*choice]).fold(0.0, f64::max);
+            if candidate.measured.contains(&decision.choice) || error <= BELIEVED * coarsest {
+                continue;
+            }
+            if progress(i, count, &candidate.name).is_break() {
+                return Err(Error::Cancelled);
+            }
+            let dtype = candidate.choices[decision.choice].dtype;
+            let divergence = self.divergence(runs, &[(&candidate.name, dtype)])?;
+            for (choice, other) in candidate.choices.iter_mut().zip(&candidate.errors) {
+                if *other >= error {
+                    choice.cost = divergence * other / error;
+                }
+            }
+            candidate.measured.push(decision.choice);
+            corrected = true;
+        }
+        Ok(corrected)
     }
 
     /// The divergence of a whole assignment; none without a text.

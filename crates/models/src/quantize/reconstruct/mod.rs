@@ -9,7 +9,7 @@
 mod chunks;
 mod distillation;
 mod layers;
-mod random;
+pub(super) mod random;
 mod weights;
 
 use std::collections::HashMap;
