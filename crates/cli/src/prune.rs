@@ -14,7 +14,7 @@ use models::prune::{
     CalibrationText, Extents, GraphPruneOptions, GraphWhat, Method, NamePattern, PruneOptions, PrunePlan, PruneReport,
     StructurePruning, WeightPruning, What, plan, prune, prune_graph,
 };
-use models::quantize::graph::GraphModel;
+use models::quantize::graph::{GraphModel, MOST_TEXTS};
 use models::quantize::{Manifest, QuantizeOptions, read_importances};
 use polaris_quant::Mixture;
 use polaris_quant::prune::Pattern;
@@ -222,7 +222,8 @@ fn graph(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Failure> {
     arguments.extents.iter().for_each(|(name, n)| bindings.set(name, *n));
     let access = if arguments.no_mmap { FileAccess::Read } else { FileAccess::Map };
     let model = GraphModel::open(&arguments.input, access, &bindings)?;
-    let data = arguments.calibrate.as_deref().map(|data| calibration(data, &model, &bindings)).transpose()?;
+    let data =
+        arguments.calibrate.as_deref().map(|data| calibration(data, &model, &bindings, MOST_TEXTS)).transpose()?;
     let mut options = GraphPruneOptions::new(what);
     options.steps = arguments.steps as usize;
     options.damping = arguments.damping;

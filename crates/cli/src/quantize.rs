@@ -241,7 +241,7 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         threads: arguments.threads,
         access: if arguments.no_mmap { FileAccess::Read } else { FileAccess::Map },
         hash: !arguments.no_manifest,
-        reconstruct: arguments.reconstruct.for_graph()?,
+        reconstruct: arguments.reconstruct.for_graph(ty)?,
     };
     finish(arguments.graph.run(ty, &common, interrupt)?, arguments)
 }

@@ -8,8 +8,8 @@ use clap::Args;
 use core_tensor::{Bindings, FileAccess, Graph, Tensor};
 use models::quantize::Manifest;
 use models::quantize::graph::{
-    Balance, CalibrationData, GraphModel, GraphQuantizeOptions, GraphReconstructOptions, MEMORY, quantize_graph,
-    text_runs,
+    Balance, CalibrationData, GraphModel, GraphQuantizeOptions, GraphReconstructOptions, MEMORY, MOST_TEXTS,
+    MOST_TRAINED_TEXTS, quantize_graph, text_runs,
 };
 use polaris_quant::graph::{GraphOptions, GraphType, RangeMethod};
 
@@ -28,7 +28,7 @@ pub(crate) struct GraphArguments {
     /// Data to look at the activations with: a text file, a folder of .npy files, or random:N
     ///
     /// A folder has one NAME.npy for each input, or folders that have, one for each run; of models with one input each .npy is a run. Of a text each line is
-    /// one (of many, 128 at equal distances), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks of 512 tokens, 128 at most. random:N is N runs on normal random numbers, which are no data of the model's kind.
+    /// one (of many, 128 at equal distances, 1024 for --reconstruct), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks of 512 tokens, 128 at most. random:N is N runs on normal random numbers, which are no data of the model's kind.
     #[arg(long, value_name = "DATA", help_heading = "Calibration")]
     pub(crate) calibrate: Option<String>,
     /// How ranges are chosen: minmax, percentile, percentile:99.99, entropy or mse
@@ -198,7 +198,8 @@ impl GraphArguments {
         {
             return Err(Failure::Usage(format!("--skip {unknown}: the simplified graph has no such node")));
         }
-        let data = self.calibrate.as_deref().map(|data| calibration(data, &model, &bindings)).transpose()?;
+        let texts = if common.reconstruct.is_some() { MOST_TRAINED_TEXTS } else { MOST_TEXTS };
+        let data = self.calibrate.as_deref().map(|data| calibration(data, &model, &bindings, texts)).transpose()?;
         let balance = Balance { equalize: self.equalize, smooth: self.smooth, protect: self.awq };
         let memory = self.memory.saturating_mul(1 << 20);
         // What lies within the model is in memory twice while it is written.
@@ -222,8 +223,13 @@ impl GraphArguments {
     }
 }
 
-/// The data that `--calibrate` names.
-pub(crate) fn calibration(data: &str, model: &GraphModel, bindings: &Bindings) -> Result<CalibrationData, Failure> {
+/// The data that `--calibrate` names; of a text so many lines at most.
+pub(crate) fn calibration(
+    data: &str,
+    model: &GraphModel,
+    bindings: &Bindings,
+    texts: usize,
+) -> Result<CalibrationData, Failure> {
     let runs = match data.strip_prefix("random:") {
         Some(count) => {
             let count: u64 = count.parse().ok().filter(|count| (1..=100_000).contains(count)).ok_or_else(|| {
@@ -242,7 +248,7 @@ pub(crate) fn calibration(data: &str, model: &GraphModel, bindings: &Bindings) -
         None => {
             let path = Path::new(data);
             let text = fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
-            text_runs(model, &text)?
+            text_runs(model, &text, texts)?
         }
     };
     if runs.is_empty() {

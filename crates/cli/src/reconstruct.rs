@@ -8,6 +8,7 @@ use models::quantize::graph::GraphReconstructOptions;
 use models::quantize::{
     QuantizeOptions, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
 };
+use polaris_quant::graph::GraphType;
 
 use crate::failure::Failure;
 use crate::generate::read_text;
@@ -24,16 +25,16 @@ pub(crate) struct Reconstruct {
     /// Train weights, scales, norms and biases on --calibrate DATA: each layer of a GGUF model so that it gives what it gave (BRECQ), a graph as a whole
     #[arg(long, requires = "calibrate", conflicts_with = "gptq")]
     reconstruct: bool,
-    /// Steps of the optimizer, for each layer of a GGUF model [default: 100]
+    /// Steps of the optimizer, for each layer of a GGUF model [default: 100; graphs 200]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// How far a weight moves in the first step, in codes of its type; it falls to 0 [default: 0.02; graphs 0.01]
+    /// How far a weight moves in the first step, in codes of its type; it falls to 0 [default: 0.02; graphs 0.01 with 4 bits, 0.004 with 8]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     rate: Option<f32>,
-    /// The same for the logarithms of scales [default: 0.002; graphs 0.001]
+    /// The same for the logarithms of scales [default: 0.002; graphs 3e-4, 3e-5]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     scale_rate: Option<f32>,
-    /// The same for norms and biases, relative to their size [default: 0.002; graphs 0.001]
+    /// The same for norms and biases, relative to their size [default: 0.002; graphs 5e-4, 1e-4]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     norm_rate: Option<f32>,
     /// Tokens of a chunk of the text [default: 512]
@@ -58,7 +59,7 @@ pub(crate) struct Reconstruct {
 
 impl Reconstruct {
     /// How a graph's weights are to be trained, if they are.
-    pub(crate) fn for_graph(&self) -> Result<Option<GraphReconstructOptions>, Failure> {
+    pub(crate) fn for_graph(&self, ty: GraphType) -> Result<Option<GraphReconstructOptions>, Failure> {
         if !self.reconstruct {
             return Ok(None);
         }
@@ -70,7 +71,7 @@ impl Reconstruct {
         if let Some((name, _)) = language.iter().find(|(_, given)| *given) {
             return Err(Failure::Usage(format!("{name} is for GGUF files: a graph is trained as a whole")));
         }
-        let standard = GraphReconstructOptions::default();
+        let standard = GraphReconstructOptions::new(ty);
         Ok(Some(GraphReconstructOptions {
             steps: self.steps.map_or(standard.steps, |steps| steps as usize),
             batch: self.batch.map_or(standard.batch, |batch| batch as usize),

@@ -91,7 +91,9 @@ impl LatentIntegers {
     }
 
     fn code(&self, place: f32) -> f32 {
-        place.round_ties_even().clamp(self.least, self.most)
+        // The nearest integer, ties to even: places are far below 2^22, from where on floats have no fractions.
+        const INTEGERS: f32 = 12_582_912.0;
+        ((place + INTEGERS) - INTEGERS).clamp(self.least, self.most)
     }
 
     /// What the integers stand for, `[rows, columns]`; as many places as there are weights.
@@ -113,11 +115,21 @@ impl LatentIntegers {
         let per_row = self.columns.div_ceil(self.group);
         let mut by_places = vec![0.0; self.places.len()];
         let mut by_factors = vec![0.0; self.factors.len()];
-        for (i, (place, gradient)) in self.places.iter().zip(gradient).enumerate() {
-            let at = i / self.columns * per_row + i % self.columns / self.group;
-            let code = self.code(*place);
-            by_factors[at] += gradient * code * scales[at];
-            by_places[i] = gradient * scales[at];
+        let rows = self.places.chunks(self.columns).zip(gradient.chunks(self.columns));
+        let rows = rows.zip(by_places.chunks_mut(self.columns)).zip(by_factors.chunks_mut(per_row));
+        for (((places, gradient), by_places), (by_factors, scales)) in
+            rows.zip(scales.chunks(per_row)).map(|((all, by_factors), scales)| (all, (by_factors, scales)))
+        {
+            let groups = places.chunks(self.group).zip(gradient.chunks(self.group));
+            let groups = groups.zip(by_places.chunks_mut(self.group)).zip(by_factors.iter_mut().zip(scales));
+            for (((places, gradient), by_places), (by_factor, scale)) in groups {
+                let mut sum = 0.0;
+                for ((place, gradient), by_place) in places.iter().zip(gradient).zip(by_places) {
+                    sum += gradient * self.code(*place);
+                    *by_place = gradient * scale;
+                }
+                *by_factor = sum * scale;
+            }
         }
         self.place_adam.step(&mut self.places, &by_places, rates.codes);
         self.scale_adam.step(&mut self.factors, &by_factors, rates.scales);

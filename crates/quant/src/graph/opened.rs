@@ -1,6 +1,7 @@
 //! A graph whose weights are inputs: what is trained.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 
 use core_tensor::op::{Binary, MatMul, Op};
 use core_tensor::{DType, Dim, Graph, Rewriter, Tensor, ValueId, ValueSource, Weight};
@@ -206,14 +207,22 @@ impl Opened {
         Ok(tensors)
     }
 
-    /// A step against the gradients by the parameters; vectors move by `vectors`, relative to their size.
-    pub fn step(&mut self, gradients: &[Vec<f32>], rates: Rates, vectors: f32) {
-        for (member, gradient) in self.members.iter_mut().zip(gradients) {
-            match &mut member.state {
-                State::Integers { latent, .. } => latent.step(gradient, rates),
-                State::Vector { values, adam, size } => adam.step(values, gradient, vectors * *size),
+    /// A step against the gradients by the parameters; vectors move by `vectors`, relative to their size. What is done on `threads` threads depends on none.
+    pub fn step(&mut self, gradients: &[Vec<f32>], rates: Rates, vectors: f32, threads: usize) {
+        let mut pairs = self.members.iter_mut().zip(gradients);
+        let next = Mutex::new(&mut pairs);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.max(1) {
+                scope.spawn(|| {
+                    while let Some((member, gradient)) = next.lock().ok().and_then(|mut pairs| pairs.next()) {
+                        match &mut member.state {
+                            State::Integers { latent, .. } => latent.step(gradient, rates),
+                            State::Vector { values, adam, size } => adam.step(values, gradient, vectors * *size),
+                        }
+                    }
+                });
             }
-        }
+        });
     }
 
     /// The graph that was opened with the trained vectors, and the integers by its weights.

@@ -22,6 +22,9 @@ pub const MOST_TOKENS: usize = 128;
 /// Texts of which activations are observed: of more, as many are taken at equal distances.
 pub const MOST_TEXTS: usize = 128;
 
+/// The same where weights are trained on them.
+pub const MOST_TRAINED_TEXTS: usize = 1024;
+
 /// Inputs for a number of runs.
 #[derive(Clone, Debug, Default)]
 pub struct CalibrationData {
@@ -138,13 +141,13 @@ impl Host for GraphHost<'_, '_> {
     }
 }
 
-/// Lines of a text as the inputs of an encoder, by the `tokenizer.json` beside the model: one run for each, at most [`MOST_TEXTS`].
+/// Lines of a text as the inputs of an encoder, by the `tokenizer.json` beside the model: one run for each, at most `most`.
 ///
 /// # Errors
 /// When there is no tokenizer, the graph has other inputs than token ids, their mask, types and positions, or a text is refused.
-pub fn text_runs(model: &GraphModel, text: &str) -> Result<Vec<Vec<Tensor>>, Error> {
+pub fn text_runs(model: &GraphModel, text: &str, most: usize) -> Result<Vec<Vec<Tensor>>, Error> {
     let lines: Vec<Text<'_>> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Text::from).collect();
-    let lines: Vec<Text<'_>> = lines.iter().step_by(lines.len().div_ceil(MOST_TEXTS).max(1)).copied().collect();
+    let lines: Vec<Text<'_>> = lines.iter().step_by(lines.len().div_ceil(most.max(1)).max(1)).copied().collect();
     let tokens = bert::tokens_of(&model.path, MOST_TOKENS, &lines)?;
     tokens
         .iter()

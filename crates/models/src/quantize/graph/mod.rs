@@ -24,7 +24,7 @@ use crate::graph_file::{self, GraphOptions as FileOptions};
 use calibration::{GraphHost, Steps};
 use spill::Spill;
 
-pub use calibration::{CalibrationData, MOST_TEXTS, MOST_TOKENS, text_runs};
+pub use calibration::{CalibrationData, MOST_TEXTS, MOST_TOKENS, MOST_TRAINED_TEXTS, text_runs};
 pub use reconstruct::GraphReconstructOptions;
 
 /// Passes before quantization: what makes weights constant and folds what belongs to them, and nothing that other runtimes would have to undo.

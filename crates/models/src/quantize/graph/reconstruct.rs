@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use core_tensor::op::{Binary, Op, Reduce, ReduceKind, Reshape, Transpose};
 use core_tensor::{DType, Dim, Graph, Tensor, ValueId};
 use polaris_gradient::backward;
-use polaris_quant::graph::{GraphOptions, Opened, Trained, open};
+use polaris_quant::graph::{GraphOptions, GraphType, Opened, Trained, open};
 use polaris_quant::reconstruct::Rates;
 use polaris_runtime::{Executable, ExecutableOptions};
 
@@ -38,10 +38,12 @@ pub struct GraphReconstructOptions {
 }
 
 impl GraphReconstructOptions {
-    /// 100 steps of 8 runs.
+    /// 200 steps of 8 runs. A code of 8 bits is a far smaller part of its scale than one of 4.
     #[must_use]
-    pub fn new() -> GraphReconstructOptions {
-        GraphReconstructOptions { steps: 100, batch: 8, rate: 0.01, scale_rate: 1e-3, vector_rate: 1e-3, seed: 1 }
+    pub fn new(ty: GraphType) -> GraphReconstructOptions {
+        let [rate, scale_rate, vector_rate] =
+            if matches!(ty, GraphType::Int4 { .. }) { [0.01, 3e-4, 5e-4] } else { [0.004, 3e-5, 1e-4] };
+        GraphReconstructOptions { steps: 200, batch: 8, rate, scale_rate, vector_rate, seed: 1 }
     }
 
     /// # Errors
@@ -60,12 +62,6 @@ impl GraphReconstructOptions {
             }
         }
         Ok(())
-    }
-}
-
-impl Default for GraphReconstructOptions {
-    fn default() -> GraphReconstructOptions {
-        GraphReconstructOptions::new()
     }
 }
 
@@ -99,7 +95,7 @@ pub(super) fn reconstruct(
         let picked: Vec<usize> = (0..how.batch).map(|_| random.below(data.runs.len())).collect();
         let gradients = trainer.gradients(&picked, data)?;
         let rates = Rates { codes: how.rate * left, scales: how.scale_rate * left };
-        trainer.opened.step(&gradients, rates, how.vector_rate * left);
+        trainer.opened.step(&gradients, rates, how.vector_rate * left, options.graph.threads);
     }
     let after = trainer.error(data, steps)?;
     let (graph, trained) = trainer.opened.finish(graph).map_err(|error| model.unusable(error))?;
