@@ -172,6 +172,18 @@ pub struct AssignOptions {
     pub leave_output: bool,
 }
 
+impl AssignOptions {
+    /// The type that is demanded of a tensor since it is the output matrix, or the token embeddings, which serve as one where there is no other (`tied`).
+    #[must_use]
+    pub fn demanded(&self, name: &str, tied: bool) -> Option<DType> {
+        match Kind::of(name) {
+            Kind::Output => self.output,
+            Kind::Embedding => self.embedding.or(self.output.filter(|_| tied)),
+            _ => None,
+        }
+    }
+}
+
 /// The types of all tensors, in their order. `forced` gives the type of a tensor by its name where the user demands one.
 ///
 /// What is not to be quantized (vectors, norms, small or delicate matrices) keeps its type; a matrix whose columns are no

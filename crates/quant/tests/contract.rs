@@ -31,10 +31,13 @@ fn odd_weights_stay_finite_and_near() {
         let largest = weights.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         for dtype in ENCODED {
             for importance in [None, Some(&*importance)] {
-                let decoded = round_trip(dtype, weights, importance);
                 if *name == "largest" && matches!(dtype, DType::F16 | DType::BF16) {
-                    continue; // infinite, as the conversion is defined
+                    // They would become infinite.
+                    let refused = encode(dtype, weights, 256, importance, &mut [0; 512]);
+                    assert!(matches!(refused, Err(EncodeError::OutOfRange { row: 0, column: 0, .. })), "{refused:?}");
+                    continue;
                 }
+                let decoded = round_trip(dtype, weights, importance);
                 for (x, y) in weights.iter().zip(&decoded) {
                     // Never further off than a weight of zero would be from the largest, or what f16 cannot hold.
                     assert!(y.is_finite() && (x - y).abs() <= largest * 1.2, "{name} {dtype}: {x} became {y}");
@@ -130,4 +133,19 @@ fn what_does_not_fit_is_refused_with_the_reason() {
     weights[4 * 256 + 3] = f32::INFINITY;
     let refused = encode_with_threads(q4k, &weights, 256, None, 3, &mut vec![0; 5 * 144]);
     assert_eq!(refused, Err(EncodeError::NotFinite { row: 4, column: 3, value: f32::INFINITY }));
+}
+
+#[test]
+fn weights_beyond_16_bits_are_refused_by_row_and_column() {
+    for (dtype, value) in [(DType::F16, 65_520.0), (DType::BF16, f32::MAX)] {
+        let mut weights = vec![1.0; 5 * 300];
+        weights[3 * 300 + 270] = -value;
+        let refused = encode_with_threads(dtype, &weights, 300, None, 3, &mut vec![0; 5 * 600]);
+        let expected = EncodeError::OutOfRange { row: 3, column: 270, value: -value, dtype };
+        assert_eq!(refused, Err(expected.clone()));
+        assert!(expected.behind_rows(7).to_string().contains("weight 270 of row 10 is -"));
+        // The largest that is a number.
+        weights[3 * 300 + 270] = if dtype == DType::F16 { 65_504.0 } else { 3.38e38 };
+        assert_eq!(encode_with_threads(dtype, &weights, 300, None, 3, &mut vec![0; 5 * 600]), Ok(()));
+    }
 }

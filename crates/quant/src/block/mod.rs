@@ -95,6 +95,18 @@ pub enum EncodeError {
         /// The weight.
         value: f32,
     },
+    /// A weight is beyond what the dtype can hold.
+    #[error("weight {column} of row {row} is {value}, which is too large for {dtype}")]
+    OutOfRange {
+        /// The row, from 0 on.
+        row: usize,
+        /// The column, from 0 on.
+        column: usize,
+        /// The weight.
+        value: f32,
+        /// The dtype.
+        dtype: DType,
+    },
     /// An importance is negative, infinite or no number.
     #[error("the importance of column {column} is {value}")]
     BadImportance {
@@ -103,6 +115,17 @@ pub enum EncodeError {
         /// The importance.
         value: f32,
     },
+}
+
+impl EncodeError {
+    /// The error as it is where the rows are some of more, of which `first` come before them.
+    #[must_use]
+    pub fn behind_rows(mut self, first: usize) -> EncodeError {
+        if let EncodeError::NotFinite { row, .. } | EncodeError::OutOfRange { row, .. } = &mut self {
+            *row += first;
+        }
+        self
+    }
 }
 
 /// A block that knows how to be made.
@@ -126,7 +149,7 @@ pub(crate) trait Encoder: bytemuck::Pod {
 /// ```
 ///
 /// # Errors
-/// When the dtype has no encoder, a row is no whole number of blocks, lengths do not fit, or a number is not finite.
+/// When the dtype has no encoder, a row is no whole number of blocks, lengths do not fit, a number is not finite, or one is too large for 16 bits.
 pub fn encode(
     dtype: DType,
     values: &[f32],
@@ -218,6 +241,12 @@ fn encode_rows(
     out: &mut [u8],
 ) -> Result<(), EncodeError> {
     check_finite(values, columns, first_row)?;
+    let beyond = |at: usize| EncodeError::OutOfRange {
+        row: first_row + at / columns.max(1),
+        column: at % columns.max(1),
+        value: values[at],
+        dtype,
+    };
     use BlockFormat as B;
     match dtype {
         DType::F32 => {
@@ -225,8 +254,12 @@ fn encode_rows(
                 bytes.copy_from_slice(&value.to_le_bytes());
             }
         }
-        DType::F16 => narrow::<half::f16>(values, out, |bits| bits.to_le_bytes()),
-        DType::BF16 => narrow::<half::bf16>(values, out, |bits| bits.to_le_bytes()),
+        DType::F16 => {
+            narrow::<half::f16>(values, out, |bits| (bits.is_finite(), bits.to_le_bytes())).map_err(beyond)?
+        }
+        DType::BF16 => {
+            narrow::<half::bf16>(values, out, |bits| (bits.is_finite(), bits.to_le_bytes())).map_err(beyond)?
+        }
         DType::Block(format) => match format {
             B::Q4_0 => blocks::<BlockQ4_0, 32>(values, columns, importance, out),
             B::Q4_1 => blocks::<BlockQ4_1, 32>(values, columns, importance, out),
@@ -250,19 +283,31 @@ fn encode_rows(
     Ok(())
 }
 
-/// To 16 bits, nearest, ties to even.
-fn narrow<T: Copy + Default>(values: &[f32], out: &mut [u8], bytes_of: impl Fn(T) -> [u8; 2])
+/// To 16 bits, nearest, ties to even. Fails with the place of a weight that becomes infinite.
+fn narrow<T: Copy + Default>(
+    values: &[f32],
+    out: &mut [u8],
+    bytes_of: impl Fn(T) -> (bool, [u8; 2]),
+) -> Result<(), usize>
 where
     [T]: HalfFloatSliceExt,
 {
     let mut narrow = [T::default(); 256];
-    for (out, values) in out.chunks_mut(512).zip(values.chunks(256)) {
+    for (i, (out, values)) in out.chunks_mut(512).zip(values.chunks(256)).enumerate() {
         let narrow = &mut narrow[..values.len()];
         narrow.convert_from_f32_slice(values);
-        for (bytes, bits) in out.chunks_exact_mut(2).zip(narrow) {
-            bytes.copy_from_slice(&bytes_of(*bits));
+        let mut all = true;
+        for (bytes, bits) in out.chunks_exact_mut(2).zip(&*narrow) {
+            let (finite, two) = bytes_of(*bits);
+            all &= finite;
+            bytes.copy_from_slice(&two);
+        }
+        if !all {
+            let at = narrow.iter().position(|bits| !bytes_of(*bits).0);
+            return Err(256 * i + at.unwrap_or(0));
         }
     }
+    Ok(())
 }
 
 /// Encodes blocks of `LEN` weights with the widest vectors of this machine.
