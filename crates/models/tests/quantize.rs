@@ -11,7 +11,10 @@ use core_tensor::{BlockFormat, DType, FileAccess, ReferenceBackend};
 use loader_gguf::{ArrayBuf, Gguf, GgufWriter, Value};
 use models::Error;
 use models::llama::{CalibrationOptions, Llama, LlamaOptions, importances};
-use models::quantize::{Manifest, QuantizeOptions, TensorType, plan, quantize, read_importances, write_importances};
+use models::quantize::{
+    Manifest, MixedBudget, MixedOptions, MixedReport, QuantizeOptions, TensorType, assign_mixed, plan, quantize,
+    read_importances, write_importances,
+};
 use polaris_quant::Mixture;
 
 /// A folder of its own, removed in the end.
@@ -136,26 +139,110 @@ fn a_model_is_not_replaced_by_its_own_result() {
     assert_eq!(std::fs::read(&input).expect("the model is there"), before);
 }
 
-#[test]
-fn weights_that_are_no_numbers_are_refused_by_name() {
-    let folder = Folder::new();
-    let input = folder.0.join("nan.gguf");
-    let model = tiny::open(&spec());
+/// The model with a tensor's weights changed.
+fn changed(path: &Path, spec: &tiny::Spec, name: &str, change: impl Fn(&mut Vec<f32>)) {
+    let model = tiny::open(spec);
     let mut writer = GgufWriter::new();
     writer.copy_metadata(&model).expect("its metadata is well-formed");
     for info in model.tensors() {
         let mut tensor = model.tensor(info.name()).expect("it is there").to_vec::<f32>().expect("it is f32");
-        if info.name() == "blk.0.ffn_up.weight" {
-            tensor[5] = f32::NAN;
+        if info.name() == name {
+            change(&mut tensor);
         }
         let tensor = core_tensor::Tensor::from_slice(info.shape(), &tensor).expect("the extents fit");
         writer.tensor(info.name(), &tensor).expect("it can be written");
     }
-    writer.write(&input).expect("the folder is writable");
-    let refused = quantize(&input, &folder.0.join("q.gguf"), &QuantizeOptions::new(Mixture::Q8_0), &mut go_on);
-    let message = refused.expect_err("a weight is no number").to_string();
-    assert!(message.contains("blk.0.ffn_up.weight") && message.contains("weight 5 of row 0 is NaN"), "{message}");
-    assert_eq!(folder.files(), ["nan.gguf"]);
+    writer.write(path).expect("the folder is writable");
+}
+
+#[test]
+fn weights_that_are_no_numbers_or_too_large_are_refused_by_name_and_place() {
+    let folder = Folder::new();
+    let input = folder.0.join("wrong.gguf");
+    let cases = [
+        (f32::NAN, Mixture::Q8_0, "weight 5 of row 40 is NaN"),
+        (1e5, Mixture::F16, "weight 5 of row 40 is 100000, which is too large for f16"),
+    ];
+    for (weight, mixture, expected) in cases {
+        changed(&input, &spec(), "blk.0.ffn_up.weight", |weights| weights[40 * 64 + 5] = weight);
+        let options = QuantizeOptions { threads: 3, ..QuantizeOptions::new(mixture) };
+        let refused = quantize(&input, &folder.0.join("q.gguf"), &options, &mut go_on);
+        let message = refused.expect_err("a weight cannot be written").to_string();
+        assert!(message.contains("blk.0.ffn_up.weight") && message.contains(expected), "{message}");
+        assert_eq!(folder.files(), ["wrong.gguf"]);
+    }
+}
+
+/// What is chosen, kept and demanded: the file is as large as the report says.
+fn mixed(input: &Path, options: &MixedOptions) -> Result<(MixedReport, Vec<models::quantize::Planned>), Error> {
+    let report = assign_mixed(input, options, &mut |_, _, _| ControlFlow::Continue(()))?;
+    let mut quantize = QuantizeOptions::new(report.main_mixture());
+    quantize.exact = report.types().into_iter().collect();
+    let planned = plan(&Gguf::open(input, FileAccess::Read)?, &quantize)?;
+    assert_eq!(planned.iter().map(models::quantize::Planned::bytes).sum::<u64>(), report.bytes);
+    Ok((report, planned))
+}
+
+#[test]
+fn mixed_precision_keeps_what_is_quantized_or_fits_no_type_and_heeds_demands() {
+    let folder = Folder::new();
+    let (float, input) = (folder.0.join("float.gguf"), folder.0.join("model.gguf"));
+    // 80 columns are whole blocks of no type.
+    let spec = tiny::Spec { feed_forward: 80, ..spec() };
+    std::fs::write(&float, tiny::bytes(&spec)).expect("the folder is writable");
+    let mut part = QuantizeOptions::new(Mixture::F32);
+    part.tensor_types = vec![TensorType::parse("ffn_up=q4_1").expect("it is well-formed")];
+    run(&float, &input, &part);
+
+    let mut options = MixedOptions::new(MixedBudget::TensorBytes(1 << 30));
+    options.tensor_types = vec![TensorType::parse(r"blk\.0\.attn_q=q5_0").expect("it is well-formed")];
+    options.assign.embedding = Some(DType::F16);
+    options.assign.leave_output = true;
+    let (report, planned) = mixed(&input, &options).expect("there is an assignment");
+    let types = |planned: &[models::quantize::Planned], name: &str| {
+        planned.iter().find(|tensor| tensor.name == name).map(|tensor| tensor.to.to_string())
+    };
+    let expected = [
+        ("blk.0.ffn_up.weight", "q4_1"),
+        ("blk.0.ffn_down.weight", "f32"),
+        ("blk.0.attn_q.weight", "q5_0"),
+        ("blk.1.attn_q.weight", "q8_0"),
+        ("token_embd.weight", "f16"),
+        ("output.weight", "f32"),
+    ];
+    for (name, dtype) in expected {
+        assert_eq!(types(&planned, name).as_deref(), Some(dtype), "{name}");
+    }
+    assert!(report.tensors.iter().all(|tensor| tensor.to == "q8_0"), "{report:?}");
+
+    options.tensor_types = vec![TensorType::parse("ffn_up=q8_0").expect("it is well-formed")];
+    let refused = mixed(&input, &options).map(drop).expect_err("it is quantized already");
+    assert!(refused.to_string().contains("--allow-requantize"), "{refused}");
+    options.allow_requantize = true;
+    options.tensor_types.clear();
+    let (report, _) = mixed(&input, &options).expect("there is an assignment");
+    assert!(report.tensors.iter().any(|tensor| tensor.name == "blk.0.ffn_up.weight"), "{report:?}");
+}
+
+#[test]
+fn mixed_precision_tells_of_a_broken_model_and_of_the_smallest_file() {
+    let folder = Folder::new();
+    let input = folder.0.join("nan.gguf");
+    changed(&input, &spec(), "blk.0.attn_norm.weight", |weights| weights[0] = f32::NAN);
+    let text = Some("the quick brown fox jumps over the lazy dog ".repeat(8));
+    let options = MixedOptions { text, context: 32, ..MixedOptions::new(MixedBudget::TensorBytes(1 << 30)) };
+    let refused = mixed(&input, &options).map(drop).expect_err("nothing can be measured");
+    assert!(refused.to_string().contains("its own predictions"), "{refused}");
+
+    // Of the smallest types the file would be larger.
+    let options = MixedOptions::new(MixedBudget::FileBytes(1000));
+    let refused = mixed(&folder.model(), &options).map(drop).expect_err("it is too small");
+    let message = refused.to_string();
+    let words: Vec<&str> = message.split(' ').collect();
+    let least = words.iter().position(|word| *word == "take").and_then(|at| words[at + 1].parse().ok());
+    let least: u64 = least.expect("the message tells the smallest size");
+    let options = MixedOptions::new(MixedBudget::FileBytes(least));
+    assert!(mixed(&folder.model(), &options).is_ok(), "{message}");
 }
 
 #[test]

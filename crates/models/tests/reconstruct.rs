@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use core_tensor::{FileAccess, decode_f32};
-use loader_gguf::Gguf;
+use core_tensor::{FileAccess, Tensor, decode_f32};
+use loader_gguf::{Gguf, GgufWriter};
 use models::Error;
 use models::llama::{CalibrationOptions, LlamaOptions, importances};
 use models::quantize::{
@@ -211,4 +211,22 @@ fn who_cancels_is_told_so() {
         assert!(matches!(error, Error::Cancelled), "{error}");
         assert_eq!(told, at + 1);
     }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_training() {
+    let folder = Folder::new("loss");
+    let (path, model) = (folder.0.join("large.gguf"), tiny::open(&spec("llama")));
+    let mut writer = GgufWriter::new();
+    writer.copy_metadata(&model).unwrap();
+    for info in model.tensors() {
+        let mut values = model.tensor(info.name()).unwrap().to_vec::<f32>().unwrap();
+        if info.name() == "blk.1.ffn_down.weight" {
+            values.iter_mut().for_each(|value| *value *= 1e9);
+        }
+        writer.tensor(info.name(), &Tensor::from_slice(info.shape(), &values).unwrap()).unwrap();
+    }
+    writer.write(&path).unwrap();
+    let error = train(&path, &mut QuantizeOptions::new("Q4_0".parse().unwrap()), &options()).map(drop).unwrap_err();
+    assert!(error.to_string().contains("of layer 1 is NaN"), "{error}");
 }

@@ -15,7 +15,7 @@ use polaris_quant::{Importance, Importances};
 use super::pipeline::{LoadProgress, positions};
 use super::taps::{Sums, Tap, build_tapped};
 use super::{Llama, LlamaConfig, LlamaOptions, Row};
-use crate::quantize::Calibration;
+use crate::quantize::{Calibration, FeedbackSettings};
 use crate::tokenizer::EncodeOptions;
 use crate::{Error, backends};
 
@@ -330,5 +330,10 @@ impl Calibration for TextCalibration {
 
     fn feedback(&self, upcoming: &[&str], stopped: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error> {
         Ok(self.inputs(upcoming, stopped)?.and_then(|inputs| inputs.feedback.clone()))
+    }
+
+    fn feedback_settings(&self) -> Option<FeedbackSettings> {
+        let (context, chunks) = (self.tapped.context, self.tapped.chunks);
+        self.options.hold.feedback().then_some(FeedbackSettings { damping: self.options.damping, context, chunks })
     }
 }

@@ -41,9 +41,10 @@ pub struct Comparison {
     pub delta_p_mean: f64,
     /// Cosine similarity of all logits as one vector.
     pub logits_cosine: f64,
-    /// Power of the reference's logits to that of the difference, in decibels; none where there is no difference.
+    /// Power of the reference's logits to that of the difference, in decibels; none where there is no difference, and NaN where a
+    /// difference is no number.
     pub logits_sqnr_decibels: Option<f64>,
-    /// The largest difference of two logits.
+    /// The largest difference of two logits; NaN where one is no number.
     pub logits_maximum_error: f64,
 }
 
@@ -104,6 +105,11 @@ impl Normalizer {
         Normalizer { max, log_sum: sum.ln(), top }
     }
 
+    /// Whether this is a distribution: among logits that are infinite or no numbers there is none.
+    fn is_one(&self) -> bool {
+        self.log_sum.is_finite()
+    }
+
     /// The logarithm of a probability.
     fn log_p(&self, logit: f32) -> f64 {
         f64::from(logit - self.max) - self.log_sum
@@ -128,7 +134,9 @@ impl ComparisonSums {
                 sums[2] += x * y;
                 sums[3] += (x - y) * (x - y);
                 most = most.max((x - y).abs());
-                divergence += f64::from((x - p.max).exp()) * (p.log_p(*x) - q.log_p(*y));
+                // What never comes costs nothing, even where the model's probability is 0.
+                let share = f64::from((x - p.max).exp());
+                divergence += if share == 0.0 { 0.0 } else { share * (p.log_p(*x) - q.log_p(*y)) };
             }
             xx += f64::from(sums[0]);
             yy += f64::from(sums[1]);
@@ -140,10 +148,13 @@ impl ComparisonSums {
         self.yy += yy;
         self.xy += xy;
         self.noise += noise;
-        self.maximum = self.maximum.max(f64::from(maximum));
-        // Rounding may leave a little less than nothing.
-        self.divergences.push((divergence / p.log_sum.exp()).max(0.0));
-        self.same_top += usize::from(p.top == q.top);
+        // A maximum skips what is no number; a sum does not.
+        let maximum = if noise.is_nan() { f64::NAN } else { f64::from(maximum) };
+        self.maximum = if self.maximum.is_nan() || maximum.is_nan() { f64::NAN } else { self.maximum.max(maximum) };
+        let divergence = divergence / p.log_sum.exp();
+        // Rounding may leave a little less than nothing; predictions that are no numbers are infinitely far from all others.
+        self.divergences.push(if divergence.is_nan() { f64::INFINITY } else { divergence.max(0.0) });
+        self.same_top += usize::from(p.is_one() && q.is_one() && p.top == q.top);
         let (log_p, log_q) = (p.log_p(reference[token as usize]), q.log_p(model[token as usize]));
         self.reference.add(-log_p);
         self.model.add(-log_q);
@@ -176,7 +187,7 @@ impl ComparisonSums {
                 0.0 => f64::from(u8::from(self.xx == self.yy)),
                 product => self.xy / product.sqrt(),
             },
-            logits_sqnr_decibels: (self.noise > 0.0).then(|| 10.0 * (self.xx / self.noise).log10()),
+            logits_sqnr_decibels: (self.noise != 0.0).then(|| 10.0 * (self.xx / self.noise).log10()),
             logits_maximum_error: self.maximum,
         }
     }
@@ -195,7 +206,9 @@ impl ComparisonSums {
             let place = share * (sorted.len().max(1) - 1) as f64;
             let (low, part) = (place.floor() as usize, place.fract());
             let value = |i: usize| sorted.get(i).or(sorted.last()).copied().unwrap_or(0.0);
-            value(low) + part * (value(low + 1) - value(low))
+            let (from, to) = (value(low), value(low + 1));
+            // Between infinities lies no number.
+            if part == 0.0 || from == to { from } else { from + part * (to - from) }
         };
         let (sum, squares) = sorted.iter().fold((0.0, 0.0), |(sum, squares), d| (sum + d, squares + d * d));
         Divergence {
@@ -212,6 +225,9 @@ impl ComparisonSums {
 /// The standard error of a mean, from sums over `n`.
 fn error_of_mean(sum: f64, squares: f64, n: f64) -> f64 {
     let mean = sum / n;
+    if !mean.is_finite() {
+        return f64::NAN;
+    }
     ((squares / n - mean * mean).max(0.0) / (n - 1.0).max(1.0)).sqrt()
 }
 
@@ -291,6 +307,12 @@ impl Reference {
         Ok(Reference { chunks, width: model.config().vocabulary, logits: all })
     }
 
+    /// Whether all predictions are numbers.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.logits.iter().flatten().all(|logit| logit.is_finite())
+    }
+
     /// Compares a model with the same vocabulary.
     ///
     /// # Errors
@@ -346,6 +368,32 @@ mod tests {
         // exp of the mean of ln 3/4 − ln 1/2 and 0.
         assert!((found.perplexity_ratio - 1.5f64.sqrt()).abs() < 1e-6, "{found:?}");
         assert!((found.logits_maximum_error - 5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_infinitely_far_away() {
+        for wrong in [f32::NAN, f32::INFINITY] {
+            for broken in [[1.0, wrong, 2.0], [wrong; 3]] {
+                let mut sums = ComparisonSums::default();
+                sums.add(&[1.0, 3.0, 2.0], &[1.0, 3.0, 2.0], 2);
+                sums.add(&[1.0, 3.0, 2.0], &broken, 1);
+                sums.add(&[1.0, 3.0, 2.0], &[1.0, 3.0, 2.0], 2);
+                let found = sums.finish();
+                assert_eq!((found.divergence.mean, found.divergence.maximum), (f64::INFINITY, f64::INFINITY));
+                assert_eq!((found.divergence.median, sums.mean_divergence()), (0.0, f64::INFINITY));
+                assert!(found.divergence.standard_error.is_nan() && found.perplexity.is_nan(), "{found:?}");
+                assert!(!found.logits_maximum_error.is_finite() && found.logits_cosine.is_nan(), "{found:?}");
+                assert!(found.logits_sqnr_decibels.is_some_and(|sqnr| !sqnr.is_finite()), "{found:?}");
+                assert!((found.same_top - 2.0 / 3.0).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_that_both_rule_out_cost_nothing() {
+        let mut sums = ComparisonSums::default();
+        sums.add(&[0.0, 0.0, f32::NEG_INFINITY], &[0.0, 0.0, f32::NEG_INFINITY], 0);
+        assert_eq!(sums.finish().divergence.mean, 0.0);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Graphs pruned: ONNX files and encoders from safetensors to ONNX files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -20,7 +19,7 @@ use crate::Error;
 use crate::backends::{self, Activations, BackendOptions, Device};
 use crate::quantize::graph::{CalibrationData, GraphModel, initializers};
 use crate::quantize::tensors::differences;
-use crate::quantize::{FileRecord, Manifest, QuantizeProgress, Settings, same_file};
+use crate::quantize::{FileRecord, Manifest, QuantizeProgress, Settings};
 
 /// What goes of a graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,10 +92,7 @@ pub fn prune_graph(
     progress: &mut QuantizeProgress<'_>,
 ) -> Result<Manifest, Error> {
     let start = Instant::now();
-    if same_file(&model.path, output) {
-        let reason = "the result would replace the file that it is made from".to_owned();
-        return Err(Error::Unusable { path: output.to_owned(), reason });
-    }
+    let data_file = model.check_output(output)?;
     let data = data.filter(|data| !data.runs.is_empty());
     let work = Work::new(model, options, data)?;
     let mut steps = Vec::new();
@@ -111,16 +107,14 @@ pub fn prune_graph(
     written.map_err(|error| Error::Unusable { path: output.to_owned(), reason: error.to_string() })?;
     // What is done is done: it is too late to cancel.
     let _ = progress(1, 1, "weights");
-    let mut data_file = OsString::from(output);
-    data_file.push(".data");
     let tensors = initializers(output)?;
     let record = |path: &Path| FileRecord::of(path, options.hash, &|| false);
-    let beside = tensors.iter().any(|tensor| tensor.external).then(|| record(Path::new(&data_file)));
+    let beside = tensors.iter().any(|tensor| tensor.external).then(|| record(&data_file));
     let mut settings = Settings::named("pruned");
     settings.calibration = data.map(|data| data.name.clone());
     Ok(Manifest {
         polaris: env!("CARGO_PKG_VERSION").to_owned(),
-        source: vec![record(&model.path)?],
+        source: model.source_records(options.hash)?,
         result: record(output)?,
         beside: beside.transpose()?.into_iter().collect(),
         settings,
@@ -446,9 +440,12 @@ impl<'a> Work<'a> {
             |graph: &Graph| graph.weights().map(|(_, weight)| weight.shape().iter().product::<usize>() as u64).sum();
         let mut settings = PruneSettings::new(self.options.steps, self.options.damping);
         settings.calibration = self.data.map(|data| data.name.clone());
+        settings.calibration_chunks = self.data.map(|data| data.runs.len());
+        settings.skip = self.options.skip.iter().map(|pattern| pattern.pattern().to_owned()).collect();
         match self.options.what {
             GraphWhat::Weights(weights) => settings.weights(&weights),
-            GraphWhat::Structure { channels, neurons, reconstruct, .. } => {
+            GraphWhat::Structure { channels, neurons, multiple, reconstruct } => {
+                settings.multiple = Some(multiple);
                 let some = |share: f64| (share > 0.0).then_some(share);
                 (settings.channels, settings.neurons) = (some(channels), some(neurons));
                 settings.reconstruct = reconstruct;

@@ -27,7 +27,9 @@ use loader_gguf::Gguf;
 use crate::Error;
 use crate::backends::BackendOptions;
 use crate::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration};
-use crate::quantize::{FileRecord, Manifest, QuantizeProgress, Settings, TensorRecord, quantize, same_file};
+use crate::quantize::{
+    FileRecord, Manifest, QuantizeProgress, Settings, TensorRecord, check_output, quantize, sources,
+};
 use step::Setup;
 
 pub use graph::{GraphPruneOptions, GraphWhat, prune_graph};
@@ -57,11 +59,8 @@ pub fn prune(
     let start = Instant::now();
     let model = Gguf::open(input, options.access)?;
     let plan = plan(&model, options)?;
-    let sources: Vec<PathBuf> = model.shards().map(|file| file.path().to_owned()).collect();
-    if sources.iter().any(|source| same_file(source, output)) {
-        let reason = "the result would replace the file that it is made from".to_owned();
-        return Err(Error::Unusable { path: output.to_owned(), reason });
-    }
+    let sources = sources(&model);
+    check_output(output, &sources)?;
     let stop = AtomicBool::new(false);
     let (made, hashes) = std::thread::scope(|scope| {
         let hash = |path: &PathBuf| FileRecord::of(path, options.hash, &|| stop.load(Relaxed));

@@ -48,6 +48,12 @@ impl NamePattern {
         Regex::new(text).map(NamePattern).map_err(|error| error.to_string())
     }
 
+    /// The pattern as it was given.
+    #[must_use]
+    pub fn pattern(&self) -> &str {
+        self.0.as_str()
+    }
+
     pub(super) fn is_in(&self, name: &str) -> bool {
         self.0.is_match(name).unwrap_or(false)
     }

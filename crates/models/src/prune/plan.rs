@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use core_tensor::DType;
 use loader_gguf::Gguf;
+use polaris_quant::TensorFacts;
 use serde::{Deserialize, Serialize};
 
 use super::{PruneOptions, StructurePruning, What};
@@ -11,7 +12,7 @@ use crate::Error;
 use crate::llama::names::{NameTable, Role};
 use crate::llama::weights::LlamaWeights;
 use crate::llama::{Architecture, Layer, LlamaConfig};
-use crate::quantize::Planned;
+use crate::quantize::{Planned, model_facts, plan_of};
 
 /// What there is of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,8 @@ pub struct PrunedShape {
     pub planned: Planned,
     /// The shape that it had.
     pub before: Vec<usize>,
+    /// The type that it has in the result: another than that of `planned` where the result is quantized.
+    pub to: DType,
     pub(super) layer: Option<usize>,
     pub(super) action: Action,
 }
@@ -72,6 +75,12 @@ impl PrunedShape {
     #[must_use]
     pub fn changes(&self) -> bool {
         self.action != Action::Keep
+    }
+
+    /// Bytes that it takes in the result.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        Planned { to: self.to, ..self.planned.clone() }.bytes()
     }
 }
 
@@ -90,7 +99,8 @@ pub struct PrunePlan {
 /// What would become of each tensor of a model.
 ///
 /// # Errors
-/// When the file is no language model that is supported, the options do not fit each other, or nothing would go.
+/// When the file is no language model that is supported, the options do not fit each other, nothing would go, or a tensor is quantized and would be again
+/// where the result is to be quantized.
 pub fn plan(model: &Gguf, options: &PruneOptions) -> Result<PrunePlan, Error> {
     options.check()?;
     let config = LlamaConfig::from_gguf(model)?;
@@ -129,11 +139,24 @@ pub fn plan(model: &Gguf, options: &PruneOptions) -> Result<PrunePlan, Error> {
         };
         let planned = Planned { name: info.name().to_owned(), shape, from, to };
         let layer = role.map(|(layer, _)| layer);
-        tensors.push(PrunedShape { planned, before: info.shape().to_vec(), layer, action });
+        tensors.push(PrunedShape { planned, before: info.shape().to_vec(), to, layer, action });
     }
     if tensors.iter().all(|tensor| tensor.action == Action::Keep) {
         let reason = "of no tensor anything would go".to_owned();
         return Err(Error::Unusable { path: model.path().to_owned(), reason });
+    }
+    if let Some(quantize) = &options.quantize {
+        // As the pruned file will be seen, whose first layer has other heads.
+        let mut facts = model_facts(model)?;
+        if let Some(first) = after.first() {
+            (facts.heads, facts.kv_heads) = (first.heads, first.kv_heads);
+        }
+        let pruned: Vec<TensorFacts<'_>> = tensors
+            .iter()
+            .map(|PrunedShape { planned: p, .. }| TensorFacts { name: &p.name, shape: &p.shape, dtype: p.to })
+            .collect();
+        let types = plan_of(model.path(), &facts, &pruned, quantize)?;
+        tensors.iter_mut().zip(types).for_each(|(tensor, planned)| tensor.to = planned.to);
     }
     Ok(PrunePlan { tensors, before, after, config })
 }

@@ -61,6 +61,18 @@ pub struct PruneSettings {
     /// The data for calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
+    /// Tokens of a chunk of its text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_context: Option<usize>,
+    /// Chunks of the text at most, or runs of a graph.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration_chunks: Option<usize>,
+    /// What neurons and channels that remain were to be a multiple of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple: Option<usize>,
+    /// The patterns of names that were left out by demand.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip: Vec<String>,
 }
 
 impl PruneSettings {
@@ -77,6 +89,10 @@ impl PruneSettings {
             damping,
             imatrix: None,
             calibration: None,
+            calibration_context: None,
+            calibration_chunks: None,
+            multiple: None,
+            skip: Vec::new(),
         }
     }
 
@@ -141,12 +157,18 @@ impl PruneReport {
         let some = |share: f64| (share > 0.0).then_some(share);
         let mut settings = PruneSettings::new(options.steps, options.damping);
         settings.imatrix = options.importances.as_ref().map(|(_, file)| file.clone());
-        settings.calibration = options.calibration.as_ref().map(|text| text.dataset.clone());
+        if let Some(text) = &options.calibration {
+            settings.calibration = Some(text.dataset.clone());
+            settings.calibration_context = Some(text.context);
+            settings.calibration_chunks = text.chunks;
+        }
+        settings.skip = options.skip.iter().map(|pattern| pattern.pattern().to_owned()).collect();
         match options.what {
             What::Weights(weights) => settings.weights(&weights),
             What::Structure(cut) => {
                 (settings.neurons, settings.heads) = (some(cut.neurons), some(cut.heads));
                 settings.query_heads = some(cut.query_heads);
+                settings.multiple = Some(cut.multiple);
                 settings.reconstruct = cut.reconstruct;
             }
         }

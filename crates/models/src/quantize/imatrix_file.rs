@@ -14,6 +14,9 @@ const DATASETS: &str = "imatrix.datasets";
 const CHUNK_COUNT: &str = "imatrix.chunk_count";
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
 
+/// Bytes of a file of the old form at most: four for each column of each matrix are some MiB.
+const LONGEST: u64 = 1 << 30;
+
 /// Reads importances from a file of either form.
 ///
 /// # Errors
@@ -27,7 +30,13 @@ pub fn read_importances(path: &Path) -> Result<Importances, Error> {
     match magic.map_err(|error| unusable(error.to_string()))?.as_slice() {
         b"GGUF" => read_gguf(&Gguf::open(path, FileAccess::Read)?),
         _ => {
-            let bytes = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+            let mut bytes = Vec::new();
+            let read = std::fs::File::open(path)
+                .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, LONGEST + 1), &mut bytes));
+            read.map_err(|error| unusable(error.to_string()))?;
+            if bytes.len() as u64 > LONGEST {
+                return Err(unusable(format!("importances of this form have no more than {} MiB", LONGEST >> 20)));
+            }
             read_dat(&bytes).ok_or_else(|| unusable("this is no file of importances (imatrix)".into()))
         }
     }

@@ -14,6 +14,9 @@ use super::{Calibration, MixedReport, Planned, QuantizeOptions, ReconstructRepor
 use crate::Error;
 use crate::prune::PruneReport;
 
+/// Bytes of a manifest at most: some hundred times what a model of thousands of tensors has.
+const LONGEST: u64 = 256 << 20;
+
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
@@ -97,7 +100,7 @@ impl TensorRecord {
 }
 
 /// The options that decide what is in the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The mixture's name.
     pub mixture: String,
@@ -117,13 +120,33 @@ pub struct Settings {
     /// The text that errors were made up for with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
+    /// Whether the output matrix stayed as it was by demand.
+    #[serde(default)]
+    pub leave_output: bool,
+    /// Whether tensors that were quantized already could be quantized again.
+    #[serde(default)]
+    pub allow_requantize: bool,
+    /// How rounding followed the text (GPTQ), where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gptq: Option<FeedbackSettings>,
     /// What there is to say of graphs alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graph: Option<GraphSettings>,
 }
 
+/// How much of a text rounding followed, and how closely.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FeedbackSettings {
+    /// Added to the products' diagonal, relative to its mean.
+    pub damping: f64,
+    /// Tokens of a chunk.
+    pub context: usize,
+    /// Chunks that ran.
+    pub chunks: usize,
+}
+
 /// The options that decide what becomes of a graph.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphSettings {
     /// Whether 8-bit weights have one scale, and not one for each output.
     pub per_tensor: bool,
@@ -164,6 +187,17 @@ pub struct GraphSettings {
     pub method: Option<String>,
     /// Nodes that were left out by demand.
     pub skipped: Vec<String>,
+    /// Whether convolutions are quantized, too.
+    #[serde(default = "yes")]
+    pub convolutions: bool,
+    /// What was added to the diagonal of the products, relative to its mean, where rounding followed the activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
+}
+
+/// What held before there was an option.
+fn yes() -> bool {
+    true
 }
 
 impl Settings {
@@ -177,6 +211,9 @@ impl Settings {
             tensor_types: Vec::new(),
             imatrix: None,
             calibration: None,
+            leave_output: false,
+            allow_requantize: false,
+            gptq: None,
             graph: None,
         }
     }
@@ -188,8 +225,11 @@ impl Settings {
             output_type: options.assign.output.map(|dtype| dtype.to_string()),
             embedding_type: options.assign.embedding.map(|dtype| dtype.to_string()),
             tensor_types: options.tensor_types.iter().map(|t| format!("{}={}", t.pattern(), t.dtype)).collect(),
-            imatrix: options.importances.as_ref().map(|(_, file)| file.clone()),
+            imatrix: options.importances.as_ref().map(|(_, file)| file.clone()).filter(|file| !file.is_empty()),
             calibration: calibration.map(|calibration| calibration.dataset().to_owned()),
+            leave_output: options.assign.leave_output,
+            allow_requantize: options.allow_requantize,
+            gptq: calibration.and_then(|calibration| calibration.feedback_settings()),
             graph: None,
         }
     }
@@ -251,8 +291,13 @@ impl Manifest {
     /// When the file cannot be read or is no manifest.
     pub fn read(path: &Path) -> Result<Manifest, Error> {
         let unusable = |reason: String| Error::Unusable { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
-        serde_json::from_str(&text).map_err(|error| unusable(format!("this is no manifest: {error}")))
+        let mut text = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text));
+        read.map_err(|error| unusable(error.to_string()))?;
+        if text.len() as u64 > LONGEST {
+            return Err(unusable(format!("a manifest has no more than {} MiB", LONGEST >> 20)));
+        }
+        serde_json::from_slice(&text).map_err(|error| unusable(format!("this is no manifest: {error}")))
     }
 
     /// The manifest as JSON, for people to read as well.

@@ -4,6 +4,7 @@ pub mod graph;
 mod imatrix_file;
 mod manifest;
 mod mixed;
+mod plan;
 mod reconstruct;
 pub(crate) mod tensors;
 
@@ -13,19 +14,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use core_tensor::{DType, FileAccess, Tensor};
-use fancy_regex::Regex;
-use loader_gguf::{GgmlType, Gguf, GgufError, GgufWriter};
-use polaris_quant::block::ENCODED;
-use polaris_quant::gptq::{self, Feedback};
-use polaris_quant::{AssignOptions, Importances, Mixture, ModelFacts, TensorFacts, assign};
+use core_tensor::{DType, FileAccess, PartialFile, Tensor};
+use loader_gguf::{GgmlType, Gguf, GgufWriter};
+use polaris_quant::gptq::Feedback;
+use polaris_quant::{AssignOptions, Importances, Mixture};
 
 use crate::Error;
 use tensors::Job;
 
+pub(crate) use plan::{model_facts, plan_of};
+
 pub use imatrix_file::{read_importances, write_importances};
-pub use manifest::{FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
-pub use mixed::{MixedBudget, MixedOptions, MixedProgress, MixedReport, MixedTensor, Probes, assign_mixed};
+pub use manifest::{FeedbackSettings, FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
+pub use mixed::{MixedBudget, MixedData, MixedOptions, MixedProgress, MixedReport, MixedTensor, Probes, assign_mixed};
+pub use plan::{Planned, TensorType, plan, tensor_dtype};
 pub use reconstruct::{
     LayerReport, OnReconstruct, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
 };
@@ -47,7 +49,7 @@ pub struct QuantizeOptions {
     pub tensor_types: Vec<TensorType>,
     /// The types of tensors by their whole names, before anything else; see [`assign_mixed`].
     pub exact: BTreeMap<String, DType>,
-    /// Importances of columns, and the name of the file that they are from.
+    /// Importances of columns, and the name of the file that they are from; an empty one where they are from none.
     pub importances: Option<(Importances, String)>,
     /// Threads that encode; at least one.
     pub threads: usize,
@@ -77,121 +79,6 @@ impl QuantizeOptions {
     }
 }
 
-/// A demand: tensors of this name get this type.
-#[derive(Clone, Debug)]
-pub struct TensorType {
-    pattern: Regex,
-    /// The type.
-    pub dtype: DType,
-}
-
-impl TensorType {
-    /// From `PATTERN=TYPE`: a regular expression that is searched in names, and a type of tensors (`attn_v=q8_0`).
-    ///
-    /// # Errors
-    /// When there is no `=`, the pattern is no regular expression, or the type is none that can be written.
-    pub fn parse(text: &str) -> Result<TensorType, String> {
-        let (pattern, dtype) = text.rsplit_once('=').ok_or_else(|| format!("{text:?} is not PATTERN=TYPE"))?;
-        let pattern = Regex::new(pattern).map_err(|error| format!("{pattern:?}: {error}"))?;
-        Ok(TensorType { pattern, dtype: tensor_dtype(dtype)? })
-    }
-
-    /// The pattern as it was given.
-    #[must_use]
-    pub fn pattern(&self) -> &str {
-        self.pattern.as_str()
-    }
-}
-
-/// A type of tensors by its name, in any case ("q4_k", "F16").
-///
-/// # Errors
-/// When there is no such type, or it cannot be written.
-pub fn tensor_dtype(name: &str) -> Result<DType, String> {
-    let found = ENCODED.into_iter().find(|dtype| dtype.to_string().eq_ignore_ascii_case(name));
-    found.ok_or_else(|| {
-        let names: Vec<String> = ENCODED.iter().map(ToString::to_string).collect();
-        format!("{name:?} is no type of tensors; there are {}", names.join(", "))
-    })
-}
-
-/// What becomes of a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Planned {
-    /// Its name.
-    pub name: String,
-    /// Its extents, outermost first.
-    pub shape: Vec<usize>,
-    /// The type that it has.
-    pub from: DType,
-    /// The type that it gets.
-    pub to: DType,
-}
-
-impl Planned {
-    /// Bytes that it will take.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        let (len, bytes) = self.to.packing();
-        (self.shape.iter().product::<usize>() / len * bytes) as u64
-    }
-}
-
-/// What would become of each tensor of a model.
-///
-/// # Errors
-/// When the file lacks what the rules look at, or has a tensor that is quantized and would be again.
-pub fn plan(model: &Gguf, options: &QuantizeOptions) -> Result<Vec<Planned>, Error> {
-    let path = || model.path().to_owned();
-    let mut facts = Vec::with_capacity(model.tensors().len());
-    for info in model.tensors() {
-        let Some(dtype) = info.dtype() else {
-            let reason = format!("{} cannot be read yet", info.ggml_type());
-            return Err(Error::Tensor { path: path(), name: info.name().to_owned(), reason });
-        };
-        facts.push(TensorFacts { name: info.name(), shape: info.shape(), dtype });
-    }
-    let forced = |name: &str| {
-        let found = |demand: &&TensorType| demand.pattern.is_match(name).unwrap_or(false);
-        let demanded = || options.tensor_types.iter().find(found).map(|demand| demand.dtype);
-        options.exact.get(name).copied().or_else(demanded)
-    };
-    let assigned = AssignOptions { importance: options.importances.is_some(), ..options.assign };
-    let types = assign(options.mixture, &model_facts(model)?, &facts, &assigned, &forced);
-    let mut planned = Vec::with_capacity(types.len());
-    for (tensor, to) in facts.iter().zip(types) {
-        if tensor.dtype != to && tensor.dtype.is_block() && !options.allow_requantize {
-            let reason = format!(
-                "it is {} already, and quantizing it again loses more than quantizing the original; it has to be allowed",
-                tensor.dtype
-            );
-            return Err(Error::Tensor { path: path(), name: tensor.name.to_owned(), reason });
-        }
-        let (name, shape) = (tensor.name.to_owned(), tensor.shape.to_vec());
-        planned.push(Planned { name, shape, from: tensor.dtype, to });
-    }
-    Ok(planned)
-}
-
-/// What the rules of mixtures look at.
-fn model_facts(model: &Gguf) -> Result<ModelFacts, Error> {
-    let architecture = model.optional::<&str>("general.architecture")?.unwrap_or_default().to_owned();
-    let number = |key: &str| -> Result<usize, GgufError> {
-        let key = format!("{architecture}.{key}");
-        // Some models have a number for each layer.
-        match model.get(&key) {
-            Some(loader_gguf::Value::Array(_)) => Ok(model.u32s(&key)?.first().copied().unwrap_or(0) as usize),
-            _ => Ok(model.optional::<u32>(&key)?.unwrap_or(0) as usize),
-        }
-    };
-    let heads = number("attention.head_count")?;
-    let kv_heads = match number("attention.head_count_kv")? {
-        0 => heads,
-        kv_heads => kv_heads,
-    };
-    Ok(ModelFacts { layers: number("block_count")?, heads, kv_heads, experts: number("expert_count")?, architecture })
-}
-
 /// What says how the inputs of a model's matrices go together.
 pub trait Calibration: Sync {
     /// What it was made from (a path).
@@ -206,6 +93,11 @@ pub trait Calibration: Sync {
 
     /// A tensor's weights as they were trained, in the type that is planned for it; none where nothing was.
     fn trained(&self, _tensor: &str) -> Option<&Tensor> {
+        None
+    }
+
+    /// How rounding follows what it knows; none where it does not.
+    fn feedback_settings(&self) -> Option<FeedbackSettings> {
         None
     }
 
@@ -250,18 +142,13 @@ pub fn quantize_calibrated(
     let start = Instant::now();
     let model = Gguf::open(input, options.access)?;
     let planned = plan(&model, options)?;
-    let sources: Vec<PathBuf> = model.shards().map(|file| file.path().to_owned()).collect();
-    if sources.iter().any(|source| same_file(source, output)) {
-        let reason = "the result would replace the file that it is made from".to_owned();
-        return Err(Error::Unusable { path: output.to_owned(), reason });
-    }
+    let sources = sources(&model);
+    check_output(output, &sources)?;
     let total = model.tensors().iter().map(|info| info.byte_len() as u64).sum();
     let job = Job::new(options.threads, total, progress);
     let records: Mutex<Vec<TensorRecord>> = Mutex::new(Vec::with_capacity(planned.len()));
     let mut writer = GgufWriter::new();
     metadata(&mut writer, &model, options)?;
-    let fed_back =
-        |tensor: &Planned| gptq::has_feedback(tensor.to) && tensor.from != tensor.to && tensor.shape.len() == 2;
     for (at, tensor) in planned.iter().enumerate() {
         let ggml_type = GgmlType::from_dtype(tensor.to).ok_or_else(|| Error::Tensor {
             path: output.to_owned(),
@@ -281,9 +168,9 @@ pub fn quantize_calibrated(
                 return note(job.trained(model, tensor, trained, out)?);
             }
             let mut feedback = None;
-            if let Some(calibration) = calibration.filter(|_| fed_back(tensor)) {
+            if let Some(calibration) = calibration.filter(|_| tensor.takes_feedback()) {
                 let upcoming: Vec<&str> =
-                    planned[at..].iter().filter(|tensor| fed_back(tensor)).map(|tensor| tensor.name.as_str()).collect();
+                    planned[at..].iter().filter(|t| t.takes_feedback()).map(|t| t.name.as_str()).collect();
                 let found = calibration.feedback(&upcoming, &|| job.stopped());
                 feedback = found.map_err(|error| job.fail(error))?;
             }
@@ -322,6 +209,30 @@ pub fn quantize_calibrated(
     })
 }
 
+/// Whether a result can be written, before hours of work are spent on it: it names a file, is none of those that it is made from, and its folder takes files.
+///
+/// # Errors
+/// When it is not so.
+pub fn check_output(output: &Path, sources: &[PathBuf]) -> Result<(), Error> {
+    let unusable = |reason: String| Err(Error::Unusable { path: output.to_owned(), reason });
+    if sources.iter().any(|source| same_file(source, output)) {
+        return unusable("the result would replace the file that it is made from".into());
+    }
+    if output.is_dir() {
+        return unusable("this is a folder, and the result is a file".into());
+    }
+    match PartialFile::create(output) {
+        Ok(_) => Ok(()),
+        Err(error) => unusable(format!("the result cannot be written there: {error}")),
+    }
+}
+
+/// The files of a model: one, or all that it is split over.
+#[must_use]
+pub fn sources(model: &Gguf) -> Vec<PathBuf> {
+    model.shards().map(|file| file.path().to_owned()).collect()
+}
+
 /// Whether two paths name one file.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
@@ -342,7 +253,9 @@ fn metadata(writer: &mut GgufWriter<'_>, model: &Gguf, options: &QuantizeOptions
     writer.set("general.quantization_version", QUANTIZATION_VERSION)?;
     writer.set("general.file_type", options.mixture.file_type())?;
     if let Some((importances, file)) = &options.importances {
-        writer.set("quantize.imatrix.file", file.as_str())?;
+        if !file.is_empty() {
+            writer.set("quantize.imatrix.file", file.as_str())?;
+        }
         if let Some(dataset) = importances.datasets.first() {
             writer.set("quantize.imatrix.dataset", dataset.as_str())?;
         }

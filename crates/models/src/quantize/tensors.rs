@@ -34,6 +34,34 @@ struct Loss {
     power: f64,
 }
 
+/// Rows as they were and as they became, of which the first has the number `first`.
+struct Rows<'a> {
+    values: &'a [f32],
+    decoded: &'a [f32],
+    columns: usize,
+    first: usize,
+}
+
+impl Loss {
+    /// Fails where a weight became infinite or no number: scales of blocks have a range.
+    fn add(&mut self, rows: &Rows<'_>, dtype: DType) -> Result<(), String> {
+        let (noise, power) = differences(rows.values, rows.decoded);
+        if !noise.is_finite()
+            && let Some(at) = rows.decoded.iter().position(|value| !value.is_finite())
+        {
+            let (row, column) = (rows.first + at / rows.columns, at % rows.columns);
+            return Err(format!(
+                "weight {column} of row {row} becomes {}: it was {}, and the weights around it are too large for {dtype}",
+                rows.decoded[at],
+                rows.values.get(at).copied().unwrap_or(0.0)
+            ));
+        }
+        self.noise += noise;
+        self.power += power;
+        Ok(())
+    }
+}
+
 impl<'a> Job<'a> {
     pub(crate) fn new<'p: 'a>(threads: usize, total: u64, progress: &'a mut QuantizeProgress<'p>) -> Job<'a> {
         Job {
@@ -119,7 +147,7 @@ impl<'a> Job<'a> {
                 let importance = importance.and_then(|all| all.get(row / matrix * columns..)?.get(..columns));
                 encoded.resize((end - row) * to, 0);
                 let slab = Slab { from: planned.from, to: planned.to, columns, importance, feedback };
-                let found = self.slab(&slab, bytes, &mut encoded).map_err(&fault)?;
+                let found = self.slab(&slab, row, bytes, &mut encoded).map_err(&fault)?;
                 loss.noise += found.noise;
                 loss.power += found.power;
                 out.write_all(&encoded)?;
@@ -152,13 +180,13 @@ impl<'a> Job<'a> {
         };
         let step = (PIECE / columns).max(1);
         let mut loss = Loss::default();
-        for (bytes, made) in tensor.bytes().chunks(step * from).zip(trained.bytes().chunks(step * to)) {
+        for (i, (bytes, made)) in tensor.bytes().chunks(step * from).zip(trained.bytes().chunks(step * to)).enumerate()
+        {
             let count = bytes.len() / from.max(1) * columns;
             let values = decode_f32(planned.from, bytes, count).map_err(|error| fault(error.to_string()))?;
             let decoded = decode_f32(planned.to, made, count).map_err(|error| fault(error.to_string()))?;
-            let (noise, power) = differences(&values, &decoded);
-            loss.noise += noise;
-            loss.power += power;
+            let rows = Rows { values: &values, decoded: &decoded, columns, first: i * step };
+            loss.add(&rows, planned.to).map_err(&fault)?;
             out.write_all(made)?;
         }
         release(&tensor, 0..tensor.bytes().len());
@@ -166,15 +194,18 @@ impl<'a> Job<'a> {
         Ok(TensorRecord::new(planned, loss.noise, loss.power))
     }
 
-    /// Encodes a slab on all threads.
-    fn slab(&self, slab: &Slab<'_>, bytes: &[u8], out: &mut [u8]) -> Result<Loss, String> {
+    /// Encodes a slab, of which the first row has the number `first`, on all threads.
+    fn slab(&self, slab: &Slab<'_>, first: usize, bytes: &[u8], out: &mut [u8]) -> Result<Loss, String> {
         let (from, to) = slab.row_bytes();
         let rows = bytes.len() / from.max(1);
         let share = rows.div_ceil(self.threads).max(1);
-        let parts = bytes.chunks(share * from).zip(out.chunks_mut(share * to));
+        let parts = bytes.chunks(share * from).zip(out.chunks_mut(share * to)).enumerate();
         let losses: Vec<Result<Loss, String>> = std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                parts.map(|(bytes, out)| scope.spawn(move || slab.rows(bytes, out, &|| self.stopped()))).collect();
+            let workers: Vec<_> = parts
+                .map(|(i, (bytes, out))| {
+                    scope.spawn(move || slab.rows(first + i * share, bytes, out, &|| self.stopped()))
+                })
+                .collect();
             let joined = workers.into_iter().map(|worker| worker.join());
             joined.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
@@ -200,14 +231,14 @@ impl Slab<'_> {
         (bytes(self.from), bytes(self.to))
     }
 
-    /// One thread's rows.
-    fn rows(&self, bytes: &[u8], out: &mut [u8], stopped: &dyn Fn() -> bool) -> Result<Loss, String> {
+    /// One thread's rows, of which the first has the number `first`.
+    fn rows(&self, first: usize, bytes: &[u8], out: &mut [u8], stopped: &dyn Fn() -> bool) -> Result<Loss, String> {
         let (from, to) = self.row_bytes();
         // Rows that make up for their errors are rounded several at a time.
         let least = if self.feedback.is_some() { 8 } else { 1 };
         let step = (PIECE / self.columns.max(1)).max(least);
         let mut loss = Loss::default();
-        for (bytes, out) in bytes.chunks(step * from).zip(out.chunks_mut(step * to)) {
+        for (i, (bytes, out)) in bytes.chunks(step * from).zip(out.chunks_mut(step * to)).enumerate() {
             if stopped() {
                 break;
             }
@@ -217,11 +248,10 @@ impl Slab<'_> {
                 Some(feedback) => gptq::encode(self.to, &values, feedback, out),
                 None => encode(self.to, &values, self.columns, self.importance, out),
             };
-            encoded.map_err(|error| error.to_string())?;
+            let first = first + i * step;
+            encoded.map_err(|error| error.behind_rows(first).to_string())?;
             let decoded = decode_f32(self.to, out, count).map_err(|error| error.to_string())?;
-            let (noise, power) = differences(&values, &decoded);
-            loss.noise += noise;
-            loss.power += power;
+            loss.add(&Rows { values: &values, decoded: &decoded, columns: self.columns, first }, self.to)?;
         }
         Ok(loss)
     }
@@ -240,6 +270,12 @@ pub(crate) fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
         }
         noise += d.iter().map(|d| f64::from(*d)).sum::<f64>();
         power += p.iter().map(|p| f64::from(*p)).sum::<f64>();
+    }
+    if !(noise.is_finite() && power.is_finite()) {
+        // Squares of large numbers are beyond f32.
+        let square = |x: f64| x * x;
+        noise = values.iter().zip(decoded).map(|(x, y)| square(f64::from(*x) - f64::from(*y))).sum();
+        power = values.iter().map(|x| square(f64::from(*x))).sum();
     }
     (noise, power)
 }

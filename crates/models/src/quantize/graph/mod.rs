@@ -38,6 +38,8 @@ fn passes() -> Vec<Pass> {
 pub struct GraphModel {
     /// Where it is from.
     pub path: PathBuf,
+    /// All files that its weights are from, the one of `path` first.
+    pub sources: Vec<PathBuf>,
     /// The graph, simplified.
     pub graph: Graph,
 }
@@ -88,10 +90,20 @@ impl GraphModel {
             }
             false => bert::built(path, access)?,
         };
+        let mut sources = vec![path.clone()];
+        for (_, weight) in graph.weights() {
+            weight.stored_tensors(&mut |tensor| {
+                if let Some((file, _)) = tensor.file()
+                    && !sources.iter().any(|source| source == file.path())
+                {
+                    sources.push(file.path().to_owned());
+                }
+            });
+        }
         let options = OptimizeOptions { passes: passes(), ..OptimizeOptions::default() };
         let failed = |reason: String| Error::Unusable { path: path.clone(), reason };
         let (graph, _) = optimize_with_options(graph, &options).map_err(|error| failed(error.to_string()))?;
-        Ok(GraphModel { path, graph })
+        Ok(GraphModel { path, sources, graph })
     }
 
     /// Data that are needed.
@@ -103,6 +115,27 @@ impl GraphModel {
         let what = if options.graph.ty == GraphType::Int8 { "int8" } else { "what is asked for" };
         let missing = || self.unusable(format!("{what} needs data for calibration (int8-dynamic alone needs none)"));
         data.filter(|data| !data.runs.is_empty()).ok_or_else(missing)
+    }
+
+    /// Whether a result can be written, and where weights beside it go.
+    ///
+    /// # Errors
+    /// As [`check_output`](super::check_output).
+    pub(crate) fn check_output(&self, output: &Path) -> Result<PathBuf, Error> {
+        let mut data = OsString::from(output);
+        data.push(".data");
+        let data = PathBuf::from(data);
+        super::check_output(output, &self.sources)?;
+        if let Some(source) = self.sources.iter().find(|source| super::same_file(source, &data)) {
+            let reason = format!("its weights may go to {}, where the source has its own", source.display());
+            return Err(Error::Unusable { path: output.to_owned(), reason });
+        }
+        Ok(data)
+    }
+
+    /// What the files are that it is from.
+    pub(crate) fn source_records(&self, hash: bool) -> Result<Vec<FileRecord>, Error> {
+        self.sources.iter().map(|path| FileRecord::of(path, hash, &|| false)).collect()
     }
 
     fn unusable(&self, reason: impl ToString) -> Error {
@@ -125,10 +158,7 @@ pub fn quantize_graph(
     progress: &mut QuantizeProgress<'_>,
 ) -> Result<Manifest, Error> {
     let start = Instant::now();
-    if super::same_file(&model.path, output) {
-        let reason = "the result would replace the file that it is made from".to_owned();
-        return Err(Error::Unusable { path: output.to_owned(), reason });
-    }
+    let data_file = model.check_output(output)?;
     let runs = data.map_or(0, |data| data.runs.len()) as u64;
     let mut steps = Steps { done: 0, total: 0, progress };
     let (balanced, moved) = balanced(model, options, data, &mut steps)?;
@@ -141,6 +171,8 @@ pub fn quantize_graph(
     }
     let graph_before = reconstructed.as_ref().unwrap_or(graph_before);
     let demands = graph::demands(graph_before, &options.graph).map_err(|error| model.unusable(error))?;
+    let balancing = options.balance.smooth.is_some() || options.balance.protect;
+    let used = data.filter(|_| !demands.is_empty() || balancing || options.reconstruct.is_some());
     let mut passes = VecDeque::from(calibration::passes(&demands, options.memory));
     steps.total = steps.done + runs * passes.len() as u64 + 2;
     let threads = options.graph.threads;
@@ -166,18 +198,15 @@ pub fn quantize_graph(
     drop((new, host));
     // What is done is done: it is too late to cancel.
     let _ = steps.next("weights");
-    let mut name = OsString::from(output);
-    name.push(".data");
-    let data_file = PathBuf::from(name);
     let tensors = initializers(output)?;
     let external = tensors.iter().any(|tensor| tensor.external) && data_file.is_file();
     let record = |path: &Path| FileRecord::of(path, options.hash, &|| false);
     Ok(Manifest {
         polaris: env!("CARGO_PKG_VERSION").to_owned(),
-        source: vec![record(&model.path)?],
+        source: model.source_records(options.hash)?,
         result: record(output)?,
         beside: if external { vec![record(&data_file)?] } else { Vec::new() },
-        settings: settings(options, data, moved),
+        settings: settings(options, used, moved),
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
         pruned: None,
@@ -230,13 +259,6 @@ fn settings(options: &GraphQuantizeOptions, data: Option<&CalibrationData>, move
     let mut skipped: Vec<String> = options.skip.iter().cloned().collect();
     skipped.sort_unstable();
     Settings {
-        mixture: options.ty.to_string(),
-        pure: false,
-        output_type: None,
-        embedding_type: None,
-        tensor_types: Vec::new(),
-        imatrix: None,
-        calibration: None,
         graph: Some(GraphSettings {
             per_tensor: options.per_tensor,
             symmetric: options.symmetric,
@@ -251,9 +273,13 @@ fn settings(options: &GraphQuantizeOptions, data: Option<&CalibrationData>, move
             balanced: moved,
             data: data.map(|data| data.name.clone()),
             runs: data.map_or(0, |data| data.runs.len()),
-            method: data.map(|_| method),
+            // Of the other types no ranges are measured.
+            method: data.filter(|_| options.ty == GraphType::Int8).map(|_| method),
             skipped,
+            convolutions: options.convolutions,
+            damping: options.gptq.then_some(options.damping),
         }),
+        ..Settings::named(&options.ty.to_string())
     }
 }
 

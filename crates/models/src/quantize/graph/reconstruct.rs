@@ -98,6 +98,10 @@ pub(super) fn reconstruct(
         trainer.opened.step(&gradients, rates, how.vector_rate * left, options.graph.threads);
     }
     let after = trainer.error(data, steps)?;
+    if !(before.is_finite() && after.is_finite()) {
+        let why = "weights or outputs are no numbers, or beyond f32; smaller rates may help";
+        return Err(model.unusable(format!("the outputs' error was {before}, and is {after} after training: {why}")));
+    }
     let (graph, trained) = trainer.opened.finish(graph).map_err(|error| model.unusable(error))?;
     let report = ReconstructReport {
         context: 0,

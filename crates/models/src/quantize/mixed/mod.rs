@@ -7,6 +7,7 @@
 //! what was measured are measured before they are taken: beyond small errors divergences grow as they like.
 
 pub(in crate::quantize) mod overlay;
+mod report;
 mod sensitivity;
 
 use std::ops::ControlFlow;
@@ -15,14 +16,17 @@ use std::path::Path;
 use core_tensor::{DType, FileAccess};
 use loader_gguf::Gguf;
 use polaris_quant::mixed::{Budget, BudgetError, Choice, Decision, spend};
-use polaris_quant::plot::{Bar, Chart};
-use polaris_quant::{Importances, Mixture};
+use polaris_quant::{AssignOptions, Importances, Mixture};
 use serde::{Deserialize, Serialize};
 
-use super::{QuantizeOptions, plan};
+use super::plan::{demanded, quantized_already};
+use super::{QuantizeOptions, TensorType, plan};
 use crate::Error;
 use crate::backends::BackendOptions;
+use report::report;
 use sensitivity::Lab;
+
+pub use report::{MixedData, MixedReport, MixedTensor};
 
 /// What a mixed model has to meet.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +40,8 @@ pub enum MixedBudget {
 }
 
 /// What is probed together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Probes {
     /// Each tensor alone: as many loads and evaluations as there are tensors.
     #[default]
@@ -52,6 +57,8 @@ pub struct MixedOptions {
     pub budget: MixedBudget,
     /// The text that divergences are measured on; without one all tensors' relative errors count alike.
     pub text: Option<String>,
+    /// What the report calls the text (a path).
+    pub dataset: String,
     /// Tokens of a chunk of it.
     pub context: usize,
     /// Chunks that probes are evaluated on.
@@ -62,6 +69,12 @@ pub struct MixedOptions {
     pub importances: Option<(Importances, String)>,
     /// The types to choose from; those whose blocks no whole number makes up a tensor's rows are left out for that tensor.
     pub candidates: Vec<DType>,
+    /// The types that are demanded of the output matrix and the embeddings, and whether the former stays as it is.
+    pub assign: AssignOptions,
+    /// Types that are demanded of tensors by their names.
+    pub tensor_types: Vec<TensorType>,
+    /// Whether tensors that are quantized already may be quantized again; else they stay as they are.
+    pub allow_requantize: bool,
     /// What runs the model.
     pub backend: BackendOptions,
     /// Threads that encode.
@@ -92,57 +105,20 @@ impl MixedOptions {
         MixedOptions {
             budget,
             text: None,
+            dataset: String::new(),
             context: 256,
             chunks: 2,
             probes: Probes::default(),
             importances: None,
             candidates: formats.map(DType::Block).to_vec(),
+            assign: AssignOptions::default(),
+            tensor_types: Vec::new(),
+            allow_requantize: false,
             backend: BackendOptions::default(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             access: FileAccess::default(),
         }
     }
-}
-
-/// What a tensor gets, and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MixedTensor {
-    /// Its name.
-    pub name: String,
-    /// Its extents, outermost first.
-    pub shape: Vec<usize>,
-    /// The type that it had.
-    pub from: String,
-    /// The type that it gets.
-    pub to: String,
-    /// Bytes that it takes.
-    pub bytes: u64,
-    /// Bits of a weight.
-    pub bits: f64,
-    /// The error's power relative to the weights', weighted by importances.
-    pub relative_error: f64,
-    /// The divergence (in nats) that a relative error of one would give, if it went on as it begins; 1 where nothing was measured.
-    pub sensitivity: f64,
-    /// What the choice loses: the product of both.
-    pub cost: f64,
-    /// Why not less and not more.
-    pub reason: String,
-}
-
-/// The choice for a model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MixedReport {
-    /// What was to be met, in words.
-    pub budget: String,
-    /// Every tensor that is quantized, in the file's order.
-    pub tensors: Vec<MixedTensor>,
-    /// Bytes of all of the file's tensors.
-    pub bytes: u64,
-    /// The sum of the costs: the divergence in nats where it was measured.
-    pub predicted: f64,
-    /// The divergence of the whole assignment, measured; none without a text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub measured: Option<f64>,
 }
 
 /// Told what is worked on: things done, things in all, what. `Break` cancels.
@@ -175,10 +151,14 @@ pub fn assign_mixed(
     if matches!(options.budget, MixedBudget::Divergence(_)) && options.text.is_none() {
         return Err(Error::Option { name: "max-kl", reason: "a text is needed to measure it on".into() });
     }
-    let lab = Lab::new(&model, options, progress)?;
-    let (mut candidates, kept) = candidates(&model, options, &lab, progress)?;
+    if let MixedBudget::Divergence(limit) = options.budget
+        && !(limit > 0.0 && limit.is_finite())
+    {
+        return Err(Error::Option { name: "max-kl", reason: "it is a number above 0".into() });
+    }
+    let mut lab = Lab::new(&model, options, progress)?;
+    let Sorted { mut candidates, settled, kept } = candidates(&model, options, &mut lab, progress)?;
     lab.probe(&mut candidates, options.probes, progress)?;
-    let unmet = |error: BudgetError| Error::Option { name: "budget", reason: error.to_string() };
     let (decisions, measured) = match options.budget {
         MixedBudget::Divergence(limit) => meet_divergence(&lab, &mut candidates, limit, progress)?,
         MixedBudget::FileBytes(_) | MixedBudget::TensorBytes(_) => {
@@ -188,12 +168,20 @@ pub fn assign_mixed(
                 MixedBudget::Divergence(_) => 0,
             };
             let budget = Budget::Bytes(total.saturating_sub(kept));
-            let decisions = settle(&lab, &mut candidates, budget, progress)?.map_err(unmet)?;
+            let decisions = match candidates.is_empty() && kept > total {
+                true => Err(BudgetError::Bytes { least: 0, budget: 0 }),
+                false => settle(&lab, &mut candidates, budget, progress)?,
+            };
+            let decisions = decisions.map_err(|error| unmet(&model, options.budget, &candidates, kept, &error))?;
             let measured = lab.measure(&candidates, &decisions, progress)?;
+            if measured.is_some_and(|measured| !measured.is_finite()) {
+                let reason = "with the types that the budget allows, its predictions are no numbers".to_owned();
+                return Err(Error::Unusable { path: input.to_owned(), reason });
+            }
             (decisions, measured)
         }
     };
-    Ok(report(options, &candidates, &decisions, kept, measured))
+    Ok(MixedReport { settled, ..report(options, &candidates, &decisions, kept, measured) })
 }
 
 /// What a file has besides its tensors, with room for what alignment may add.
@@ -204,25 +192,76 @@ fn overhead(model: &Gguf) -> u64 {
     files.saturating_sub(tensors) + ALIGNMENT * model.tensors().len() as u64
 }
 
-/// Every tensor that a mixture would quantize, with its choices; and the bytes of the others.
+/// Why a budget of bytes is not met, with the smallest that could be.
+fn unmet(model: &Gguf, budget: MixedBudget, candidates: &[Candidate], kept: u64, error: &BudgetError) -> Error {
+    let (name, beside, what) = match budget {
+        MixedBudget::FileBytes(_) => ("target-size", kept + overhead(model), "file"),
+        MixedBudget::TensorBytes(_) => ("vram", kept, "weights"),
+        MixedBudget::Divergence(_) => ("max-kl", 0, ""),
+    };
+    let given = match budget {
+        MixedBudget::FileBytes(bytes) | MixedBudget::TensorBytes(bytes) => bytes,
+        MixedBudget::Divergence(_) => 0,
+    };
+    let reason = match error {
+        BudgetError::Bytes { least, .. } => {
+            format!("with the smallest types the {what} would take {} bytes, and there are {given}", least + beside)
+        }
+        BudgetError::Choices(at) => {
+            let name = candidates.get(*at).map_or("", |candidate| &candidate.name);
+            format!("tensor '{name}' has no type to choose, or a cost that is no number")
+        }
+        BudgetError::Cost { .. } => error.to_string(),
+    };
+    Error::Option { name, reason }
+}
+
+/// A model's tensors: those that types are chosen for, and the others with their types and bytes.
+struct Sorted {
+    candidates: Vec<Candidate>,
+    settled: Vec<(String, DType)>,
+    kept: u64,
+}
+
+/// Every tensor that a mixture would quantize and nobody demands a type of, with its choices; and the others.
 fn candidates(
     model: &Gguf,
     options: &MixedOptions,
-    lab: &Lab<'_>,
+    lab: &mut Lab<'_>,
     progress: &mut MixedProgress<'_>,
-) -> Result<(Vec<Candidate>, u64), Error> {
-    let rules =
-        QuantizeOptions { allow_requantize: true, access: options.access, ..QuantizeOptions::new(Mixture::Q8_0) };
+) -> Result<Sorted, Error> {
+    let rules = QuantizeOptions {
+        assign: options.assign,
+        tensor_types: options.tensor_types.clone(),
+        allow_requantize: true,
+        access: options.access,
+        ..QuantizeOptions::new(Mixture::Q8_0)
+    };
     let planned = plan(model, &rules)?;
-    let (mut found, mut kept) = (Vec::new(), 0);
+    let tied = !planned.iter().any(|tensor| tensor.name == "output.weight");
+    let mut sorted = Sorted { candidates: Vec::new(), settled: Vec::new(), kept: 0 };
     let count = planned.len();
     for (i, tensor) in planned.into_iter().enumerate() {
-        // What the rules leave alone, and what is quantized already.
         let whole =
             |dtype: &&DType| tensor.shape.last().is_some_and(|columns| columns.is_multiple_of(dtype.packing().0));
         let fitting: Vec<DType> = options.candidates.iter().filter(whole).copied().collect();
-        if tensor.to == tensor.from || tensor.from.is_block() || fitting.is_empty() {
-            kept += Choice { dtype: tensor.from, bytes: bytes(&tensor.shape, tensor.from), cost: 0.0 }.bytes;
+        let wanted = demanded(&options.tensor_types, &tensor.name)
+            .or_else(|| options.assign.demanded(&tensor.name, tied))
+            .map(|_| tensor.to);
+        // What the rules leave alone, and what is quantized already.
+        let left = (tensor.to == tensor.from && !tensor.from.is_block())
+            || (tensor.from.is_block() && !options.allow_requantize)
+            || (options.assign.leave_output && tensor.name == "output.weight");
+        if left || wanted.is_some() || fitting.is_empty() {
+            let to = wanted.unwrap_or(tensor.from);
+            if to != tensor.from && tensor.from.is_block() && !options.allow_requantize {
+                return Err(quantized_already(model.path(), &tensor.name, tensor.from));
+            }
+            if to != tensor.from {
+                lab.demand(&tensor.name, to);
+            }
+            sorted.kept += bytes(&tensor.shape, to);
+            sorted.settled.push((tensor.name, to));
             continue;
         }
         if progress(i, count, &tensor.name).is_break() {
@@ -237,9 +276,17 @@ fn candidates(
         let choices: Vec<Choice> = fitting.iter().zip(&errors).map(choice).collect();
         let probe = probe(&choices, &tensor.shape);
         let (name, shape, from) = (tensor.name, tensor.shape, tensor.from);
-        found.push(Candidate { name, shape, from, errors, choices, measured: vec![probe], sensitivity: 1.0 });
+        sorted.candidates.push(Candidate {
+            name,
+            shape,
+            from,
+            errors,
+            choices,
+            measured: vec![probe],
+            sensitivity: 1.0,
+        });
     }
-    Ok((found, kept))
+    Ok(sorted)
 }
 
 fn bytes(shape: &[usize], dtype: DType) -> u64 {
@@ -316,129 +363,9 @@ fn meet_divergence(
     best.ok_or_else(|| unmet(format!("no assignment of the types that there are has a divergence of {limit} or less")))
 }
 
-fn report(
-    options: &MixedOptions,
-    candidates: &[Candidate],
-    decisions: &[Decision],
-    kept: u64,
-    measured: Option<f64>,
-) -> MixedReport {
-    let tensors: Vec<MixedTensor> = candidates
-        .iter()
-        .zip(decisions)
-        .map(|(candidate, decision)| {
-            let choice = candidate.choices[decision.choice];
-            MixedTensor {
-                name: candidate.name.clone(),
-                shape: candidate.shape.clone(),
-                from: candidate.from.to_string(),
-                to: choice.dtype.to_string(),
-                bytes: choice.bytes,
-                bits: bits(&candidate.shape, choice.bytes),
-                relative_error: candidate.errors[decision.choice],
-                sensitivity: candidate.sensitivity,
-                cost: choice.cost,
-                reason: reason(candidate, decision),
-            }
-        })
-        .collect();
-    let budget = match options.budget {
-        MixedBudget::FileBytes(bytes) => format!("a file of {bytes} bytes"),
-        MixedBudget::TensorBytes(bytes) => format!("tensors of {bytes} bytes"),
-        MixedBudget::Divergence(limit) => format!("a divergence of {limit}"),
-    };
-    MixedReport {
-        budget,
-        bytes: kept + tensors.iter().map(|tensor| tensor.bytes).sum::<u64>(),
-        predicted: tensors.iter().map(|tensor| tensor.cost).sum(),
-        tensors,
-        measured,
-    }
-}
-
-/// What the last step up saved, and what the next one would.
-fn reason(candidate: &Candidate, decision: &Decision) -> String {
-    const MEGABYTE: f64 = 1e6;
-    let below = match decision.saved {
-        Some(rate) => format!("its last step up saves {:.2e} for a MB", rate * MEGABYTE),
-        None => "the smallest that is worth having".to_owned(),
-    };
-    match decision.next {
-        Some((next, rate)) => {
-            format!("{below}; {} would save {:.2e} for a MB", candidate.choices[next].dtype, rate * MEGABYTE)
-        }
-        None => format!("{below}; nothing better to choose"),
-    }
-}
-
-impl MixedReport {
-    /// The types that were chosen, by the names of the tensors.
-    #[must_use]
-    pub fn types(&self) -> Vec<(String, DType)> {
-        let dtype =
-            |tensor: &MixedTensor| super::tensor_dtype(&tensor.to).ok().map(|dtype| (tensor.name.clone(), dtype));
-        self.tensors.iter().filter_map(dtype).collect()
-    }
-
-    /// The mixture whose main type takes the most bytes: what the file calls itself.
-    #[must_use]
-    pub fn main_mixture(&self) -> Mixture {
-        let of = |mixture: &Mixture| -> u64 {
-            let name = mixture.dtype().to_string();
-            self.tensors.iter().filter(|tensor| tensor.to == name).map(|tensor| tensor.bytes).sum()
-        };
-        // Of mixtures with one main type the first, whichever that is, stands for it.
-        Mixture::ALL.into_iter().rev().max_by_key(of).unwrap_or(Mixture::Q8_0)
-    }
-
-    /// What an error in each tensor costs.
-    #[must_use]
-    pub fn sensitivity_chart(&self) -> Chart {
-        let bar = |tensor: &MixedTensor| Bar {
-            label: tensor.name.clone(),
-            value: tensor.sensitivity,
-            group: kind(&tensor.name).to_owned(),
-        };
-        Chart {
-            title: "Sensitivity: KL divergence for a relative error".into(),
-            axis: "nats".into(),
-            logarithmic: true,
-            bars: self.tensors.iter().map(bar).collect(),
-        }
-    }
-
-    /// What each tensor takes.
-    #[must_use]
-    pub fn size_chart(&self) -> Chart {
-        let bar = |tensor: &MixedTensor| Bar {
-            label: format!("{} {}", tensor.name, tensor.to),
-            value: tensor.bits,
-            group: tensor.to.clone(),
-        };
-        Chart {
-            title: format!("Size: {:.1} MB of tensors", self.bytes as f64 / 1e6),
-            axis: "bits of a weight".into(),
-            logarithmic: false,
-            bars: self.tensors.iter().map(bar).collect(),
-        }
-    }
-}
-
-/// `attn_q` of `blk.3.attn_q.weight`.
-fn kind(name: &str) -> &str {
-    let name = name.strip_suffix(".weight").unwrap_or(name);
-    name.rsplit('.').next().unwrap_or(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tensors_of_a_kind_have_one_colour() {
-        assert_eq!(kind("blk.3.attn_q.weight"), "attn_q");
-        assert_eq!(kind("token_embd.weight"), "token_embd");
-    }
 
     #[test]
     fn probes_are_coarse_but_of_three_bits() {

@@ -17,12 +17,17 @@ use crate::llama::{KvDType, Llama, LlamaOptions, PerplexityOptions, Reference};
 
 /// Weights of a tensor that errors are measured on at most.
 const SAMPLE: usize = 1 << 18;
+/// What is taken for a divergence (in nats) that is infinite or larger than this: what the model loses where its predictions are no numbers any more. Beyond
+/// all that a vocabulary allows, but a number, so that better types are cheaper in proportion.
+const BROKEN: f64 = 1e3;
 
 /// A model that is measured.
 pub(super) struct Lab<'a> {
     model: &'a Gguf,
     options: &'a MixedOptions,
     runs: Option<Runs>,
+    /// Tensors that types are demanded of.
+    demanded: Vec<(String, DType)>,
 }
 
 /// What running the model takes.
@@ -42,7 +47,7 @@ impl<'a> Lab<'a> {
         options: &'a MixedOptions,
         progress: &mut MixedProgress<'_>,
     ) -> Result<Lab<'a>, Error> {
-        let Some(text) = &options.text else { return Ok(Lab { model, options, runs: None }) };
+        let Some(text) = &options.text else { return Ok(Lab { model, options, runs: None, demanded: Vec::new() }) };
         if progress(0, 1, "the original").is_break() {
             return Err(Error::Cancelled);
         }
@@ -56,11 +61,20 @@ impl<'a> Lab<'a> {
             slots: 1,
         };
         let backends = backends::open(&backend)?.backends;
-        let lab = Lab { model, options, runs: None };
+        let lab = Lab { model, options, runs: None, demanded: Vec::new() };
         let original = lab.load(&backends, &run, HashMap::new())?;
         let chunks = PerplexityOptions { context: options.context, chunks: Some(options.chunks) };
         let reference = Reference::of(&original, text, &chunks)?;
+        if !reference.is_finite() {
+            let reason = "its own predictions on the text are no numbers: nothing can be measured with it".to_owned();
+            return Err(Error::Unusable { path: model.path().to_owned(), reason });
+        }
         Ok(Lab { runs: Some(Runs { backends, options: run, reference }), ..lab })
+    }
+
+    /// Notes a type that is demanded of a tensor: every assignment has it.
+    pub(super) fn demand(&mut self, name: &str, dtype: DType) {
+        self.demanded.push((name.to_owned(), dtype));
     }
 
     fn load(
@@ -165,7 +179,7 @@ impl<'a> Lab<'a> {
             let probed =
                 |i: &usize| (candidates[*i].name.as_str(), candidates[*i].choices[candidates[*i].measured[0]].dtype);
             let changed: Vec<(&str, DType)> = members.iter().map(probed).collect();
-            let divergence = self.divergence(runs, &changed)?;
+            let divergence = self.divergence(runs, &changed)?.min(BROKEN);
             let error: f64 = members.iter().map(|i| candidates[*i].errors[candidates[*i].measured[0]]).sum();
             let sensitivity = if error > 0.0 { divergence / error } else { 0.0 };
             for i in members {
@@ -201,7 +215,7 @@ impl<'a> Lab<'a> {
                 return Err(Error::Cancelled);
             }
             let dtype = candidate.choices[decision.choice].dtype;
-            let divergence = self.divergence(runs, &[(&candidate.name, dtype)])?;
+            let divergence = self.divergence(runs, &[(&candidate.name, dtype)])?.min(BROKEN);
             for (choice, other) in candidate.choices.iter_mut().zip(&candidate.errors) {
                 if *other >= error {
                     choice.cost = divergence * other / error;
@@ -225,8 +239,9 @@ impl<'a> Lab<'a> {
             return Err(Error::Cancelled);
         }
         let chosen = |(candidate, decision): (&'_ Candidate, &Decision)| candidate.choices[decision.choice].dtype;
-        let changed: Vec<(&str, DType)> =
-            candidates.iter().zip(decisions).map(|pair| (pair.0.name.as_str(), chosen(pair))).collect();
+        let changed = candidates.iter().zip(decisions).map(|pair| (pair.0.name.as_str(), chosen(pair)));
+        let demanded = self.demanded.iter().map(|(name, dtype)| (name.as_str(), *dtype));
+        let changed: Vec<(&str, DType)> = changed.chain(demanded).collect();
         self.divergence(runs, &changed).map(Some)
     }
 }

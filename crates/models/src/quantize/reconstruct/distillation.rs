@@ -1,6 +1,7 @@
 //! The whole model trained on the float model's predictions (Hinton et al. 2015), layer by layer backwards: only one layer's intermediate values are in memory.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use core_tensor::op::{Binary, Op, Reduce, ReduceKind, Reshape, Softmax, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor};
@@ -12,7 +13,7 @@ use polaris_runtime::Executable;
 use super::layers::{Layers, differentiate};
 use super::random::Random;
 use super::weights::{LayerWeights, original};
-use super::{OnReconstruct, ReconstructOptions, ReconstructProgress};
+use super::{OnReconstruct, ReconstructOptions, ReconstructProgress, finite};
 use crate::Error;
 use crate::llama::LlamaConfig;
 use crate::llama::trained::{self, Part};
@@ -143,6 +144,8 @@ fn only(graph: Graph, outputs: &[usize]) -> Graph {
 
 /// What [`distill`] trains, and on what.
 pub(super) struct Distillation<'a> {
+    /// The model's file.
+    pub(super) path: PathBuf,
     /// All layers.
     pub(super) weights: &'a mut [LayerWeights],
     pub(super) head: &'a mut Head,
@@ -174,6 +177,7 @@ pub(super) fn distill(
         }
         let x = entered.pop().unwrap_or_else(|| model.embedded[picked].clone());
         let (divergence, mut dy, norm) = model.head.compare(&x, &model.float[picked], &positions)?;
+        finite(&model.path, divergence, || format!("step {} on the predictions", step + 1))?;
         let rate = options.vector_rate * left * model.head.size;
         let Head { norm: weights, adam, .. } = &mut *model.head;
         adam.step(weights, &norm, rate);

@@ -213,7 +213,7 @@ impl Calibration for Reconstruction {
 }
 
 /// Trains the matrices of a language model's layers, and their vectors of f32, for the types that `quantize` plans. Without importances in `quantize`, those of the
-/// text are collected first, and put there.
+/// text are collected first, and put there, without the name of a file.
 ///
 /// In memory are the activations of all chunks, twice, one layer with what the optimizer knows of it, and the quantized layers that are done.
 ///
@@ -237,7 +237,7 @@ pub fn reconstruct(
     }
     if quantize.importances.is_none() {
         let found = collect_importances(input, quantize, text, dataset, options, progress)?;
-        quantize.importances = Some((found, dataset.to_owned()));
+        quantize.importances = Some((found, String::new()));
     }
     let planned: HashMap<String, super::Planned> =
         plan(&model, quantize)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
@@ -257,11 +257,13 @@ pub fn reconstruct(
         let mut weights = LayerWeights::new(&model, layers.parameters(), &planned, quantize, options)?;
         let plain = weights.tensors()?;
         let before = layers.error(&plain, &quantized, &float)?;
+        finite(input, before, || format!("layer {layer} before training"))?;
         for step in 0..options.steps {
             let left = 1.0 - step as f32 / options.steps as f32;
             let given = weights.tensors()?;
             let picked: Vec<usize> = (0..options.batch).map(|_| random.below(quantized.len())).collect();
             let (loss, gradients) = layers.gradients(&given, &picked, &quantized, &float)?;
+            finite(input, loss, || format!("step {} of layer {layer}", step + 1))?;
             weights.step(&gradients, left)?;
             let told = ReconstructProgress::Layer {
                 layer,
@@ -276,6 +278,7 @@ pub fn reconstruct(
         }
         let given = weights.tensors()?;
         let after = layers.error(&given, &quantized, &float)?;
+        finite(input, after, || format!("layer {layer}"))?;
         layers.run(&given, &mut quantized)?;
         let report = LayerReport { layer, before, after };
         reports.push(report);
@@ -290,7 +293,13 @@ pub fn reconstruct(
     let mut distillation = Vec::new();
     if options.distill_steps > 0 {
         let mut head = Head::new(&model, &config, &layers, &planned, quantize)?;
-        let mut whole = Distillation { weights: &mut done, head: &mut head, embedded: &embedded, float: &float };
+        let mut whole = Distillation {
+            path: input.to_owned(),
+            weights: &mut done,
+            head: &mut head,
+            embedded: &embedded,
+            float: &float,
+        };
         distillation = distill(&mut layers, &mut whole, options, &mut random, progress)?;
         tensors.extend([head.into_stored()?]);
         for mut weights in done {
@@ -312,6 +321,18 @@ pub fn reconstruct(
         distillation,
     };
     Ok(Reconstruction { tensors, dataset: dataset.to_owned(), report })
+}
+
+/// Fails where a loss is no number: training on would make everything one.
+fn finite(model: &Path, loss: f64, whose: impl FnOnce() -> String) -> Result<(), Error> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    let reason = format!(
+        "the loss of {} is {loss}: weights or activations are no numbers, or beyond f32; smaller rates may help",
+        whose()
+    );
+    Err(Error::Unusable { path: model.to_owned(), reason })
 }
 
 fn collect_importances(
