@@ -56,10 +56,21 @@ impl From<models::Error> for Failure {
             models::Error::ChatTemplate(ChatTemplateError::Missing) => {
                 Failure::Runtime(format!("{error}: give one with --chat-template, or use generate without --chat"))
             }
+            models::Error::Option { name, reason } => Failure::Runtime(option(name, reason)),
             models::Error::Runtime(runtime) if runtime.is_cancelled() => Failure::Interrupted,
             models::Error::Runtime(runtime) => Failure::Runtime(no_memory(runtime).unwrap_or(with_sources(&error))),
             _ => Failure::Runtime(with_sources(&error)),
         }
+    }
+}
+
+/// What is wrong with an option, by the name that the command line has for it.
+pub(crate) fn option(name: &str, reason: &str) -> String {
+    match name {
+        // These are no options of a command.
+        "model" | "slots" => format!("{name}: {reason}"),
+        "vector_rate" => format!("--norm-rate: {reason}"),
+        _ => format!("--{}: {reason}", name.replace('_', "-")),
     }
 }
 
@@ -150,6 +161,16 @@ mod tests {
         let message = failure.message().unwrap_or_default();
         assert!(message.contains("3.0 GB are needed (weights 1.0 GB, KV cache 1.9 GB"), "{message}");
         assert!(message.contains("--context"), "{message}");
+    }
+
+    #[test]
+    fn options_have_the_names_of_the_command_line() {
+        for (name, shown) in
+            [("scale_rate", "--scale-rate: x"), ("vector_rate", "--norm-rate: x"), ("model", "model: x")]
+        {
+            let failure = Failure::from(models::Error::Option { name, reason: "x".into() });
+            assert_eq!(failure.message(), Some(shown));
+        }
     }
 
     #[test]

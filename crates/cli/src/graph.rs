@@ -78,6 +78,11 @@ impl GraphCompute {
         Ok(graph_file::open(path, &GraphOptions { access: self.access(), extents: extents.clone() })?)
     }
 
+    /// Whether the graph is to run as it is in the file.
+    pub(crate) fn unoptimized(&self) -> bool {
+        self.no_optimize
+    }
+
     /// Mapped or read.
     pub(crate) fn access(&self) -> FileAccess {
         if self.no_mmap { FileAccess::Read } else { FileAccess::Map }
@@ -141,6 +146,12 @@ impl Source {
 }
 
 impl Inputs {
+    /// An option that is given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [("--input", !self.inputs.is_empty()), ("--extent", !self.extents.is_empty())];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
     /// Numbers for extents.
     pub(crate) fn extents(&self) -> Bindings {
         let mut bindings = Bindings::new();

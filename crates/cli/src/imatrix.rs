@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
+use loader_gguf::Gguf;
 use models::llama::{CalibrationOptions, LlamaOptions, importances};
-use models::quantize::write_importances;
+use models::quantize::{check_output, sources, write_importances};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -22,7 +23,7 @@ Examples:
   polaris quantize model-f16.gguf model-q4.gguf --type Q4_K_M --imatrix imatrix.gguf
 
 Runs the text through the model and sums the squares of what meets each column of each matrix; with them, `polaris quantize` and llama.cpp's
-llama-quantize spend a type's accuracy where it counts. The file is llama.cpp's. Ctrl-C ends it early and keeps what is there.";
+llama-quantize spend a type's accuracy where it counts. The file is llama.cpp's. Ctrl-C ends it early, keeps what is there and gives exit code 130.";
 
 /// Collect the importance of a model's columns from a text, for `quantize --imatrix`
 #[derive(Debug, Args)]
@@ -51,6 +52,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let interrupt = Interrupt::install()?;
+    check_output(&arguments.output, &sources(&Gguf::open(&arguments.file.model, arguments.file.access())?))?;
     let text = read_text(&arguments.text)?;
     let options = LlamaOptions {
         access: arguments.file.access(),
@@ -88,14 +90,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     write_importances(&found, &arguments.output)?;
     let (tensors, chunks, seconds) = (found.entries.len(), found.chunks, start.elapsed().as_secs_f64());
     let tokens = chunks * found.chunk_size;
-    if arguments.json {
-        return output::write_json(&json!({
+    let told = match arguments.json {
+        true => output::write_json(&json!({
             "output": arguments.output, "tensors": tensors, "chunks": chunks, "tokens": tokens, "seconds": seconds,
-        }));
-    }
-    output::write(&format!(
-        "{tensors} tensors, {chunks} chunks of {} tokens, {seconds:.1} s: {}\n",
-        found.chunk_size,
-        arguments.output.display()
-    ))
+        })),
+        false => output::write(&format!(
+            "{tensors} tensors, {chunks} chunks of {} tokens, {seconds:.1} s: {}\n",
+            found.chunk_size,
+            arguments.output.display()
+        )),
+    };
+    // What is there is kept, but it is not what was asked for.
+    if interrupt.requested() { Err(Failure::Interrupted) } else { told }
 }

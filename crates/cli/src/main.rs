@@ -18,6 +18,7 @@ mod imatrix;
 mod inspect;
 mod inspect_graph;
 mod interrupt;
+mod manifest;
 mod mixed;
 mod model;
 mod npy;
@@ -52,7 +53,7 @@ Examples:
   polaris inspect model.gguf
 
 `polaris COMMAND --help` has more for each command.
-Exit codes: 0 success, 1 the command failed, 2 the command line is wrong, 130 Ctrl-C.
+Exit codes: 0 success, 1 the command failed, 2 the command line is wrong, 3 `compare` missed a threshold, 130 Ctrl-C.
 POLARIS_LOG=debug (or target=level,...) writes what goes on inside to standard error.";
 
 /// Run language models from the file you already have

@@ -9,14 +9,15 @@ use clap::Args;
 use core_tensor::FileAccess;
 use gpu_polaris::estimate::Card;
 use loader_gguf::Gguf;
+use models::backends::{BackendOptions, Device};
 use models::llama::{KvDType, LlamaConfig};
 use models::quantize::{MixedBudget, MixedOptions, MixedReport, Probes, QuantizeOptions, assign_mixed};
 
 use crate::estimate;
-use crate::failure::Failure;
+use crate::failure::{Failure, option};
 use crate::generate::read_text;
 use crate::interrupt::Interrupt;
-use crate::output::{self, bytes};
+use crate::output::{self, bytes, shown};
 
 /// What only `--type mixed` has.
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(crate) struct Mixed {
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["max_kl", "vram"])]
     target_size: Option<u64>,
     /// The mean KL divergence from the original on --data at most, in nats
-    #[arg(long, value_name = "X", conflicts_with = "vram")]
+    #[arg(long, value_name = "X", conflicts_with = "vram", value_parser = above_zero)]
     max_kl: Option<f64>,
     /// The memory of a graphics card that the model is to fit with its KV cache (--context): 8GiB
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -37,14 +38,14 @@ pub(crate) struct Mixed {
     /// The text that it is measured on what an error of each tensor costs; without one relative errors count alike
     #[arg(long, value_name = "TEXT")]
     data: Option<PathBuf>,
-    /// Tokens of a chunk of the text
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(4..))]
-    probe_context: u32,
-    /// Chunks that each measurement takes
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
-    probe_chunks: u32,
+    /// Tokens of a chunk of the text [default: 256]
+    #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u32).range(4..))]
+    probe_context: Option<u32>,
+    /// Chunks that each measurement takes [default: 2]
+    #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
+    probe_chunks: Option<u32>,
     /// Measure attention and feed-forward of a layer at once instead of each tensor: faster, and coarser
-    #[arg(long)]
+    #[arg(long, requires = "data")]
     probe_parts: bool,
 }
 
@@ -56,6 +57,8 @@ impl Mixed {
             ("--max-kl", self.max_kl.is_some()),
             ("--vram", self.vram.is_some()),
             ("--data", self.data.is_some()),
+            ("--probe-context", self.probe_context.is_some()),
+            ("--probe-chunks", self.probe_chunks.is_some()),
             ("--probe-parts", self.probe_parts),
         ];
         given.into_iter().find_map(|(name, given)| given.then_some(name))
@@ -80,19 +83,34 @@ impl Mixed {
         if self.max_kl.is_some() && self.data.is_none() {
             return Err(Failure::Usage("--max-kl is measured on a text: give --data".into()));
         }
+        let standard = MixedOptions::new(budget);
         let mixed = MixedOptions {
             text: self.data.as_deref().map(read_text).transpose()?,
-            context: self.probe_context as usize,
-            chunks: self.probe_chunks as usize,
+            dataset: self.data.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            context: self.probe_context.map_or(standard.context, |tokens| tokens as usize),
+            chunks: self.probe_chunks.map_or(standard.chunks, |chunks| chunks as usize),
             probes: if self.probe_parts { Probes::Parts } else { Probes::Tensors },
             importances: options.importances.clone(),
+            assign: options.assign,
+            tensor_types: options.tensor_types.clone(),
+            allow_requantize: options.allow_requantize,
+            // On the processor, so that the same command gives the same types everywhere.
+            backend: BackendOptions {
+                device: Device::Cpu,
+                threads: Some(options.threads),
+                ..BackendOptions::default()
+            },
             threads: options.threads,
             access: options.access,
-            ..MixedOptions::new(budget)
+            ..standard
         };
         let report = assign_mixed(input, &mixed, &mut |done, total, what| {
-            output::note(&format!("{done} of {total}: {what}"));
+            output::note(&format!("{done} of {total}: {}", shown(what)));
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let report = report.map_err(|error| match error {
+            models::Error::Option { name: "context", reason } => Failure::Runtime(option("probe-context", &reason)),
+            error => error.into(),
         })?;
         options.mixture = report.main_mixture();
         options.exact = report.types().into_iter().collect();
@@ -117,6 +135,12 @@ impl Mixed {
             ))
         })
     }
+}
+
+/// A number above 0.
+pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    if value > 0.0 && value.is_finite() { Ok(value) } else { Err("expected a number above 0".to_owned()) }
 }
 
 /// Bytes: a number, or one with kB, MB, GB (powers of 1000), KiB, MiB or GiB (powers of 1024).
@@ -148,7 +172,7 @@ pub(crate) fn write_charts(report: &MixedReport, result: &Path) -> Result<Vec<Pa
         let mut path = OsString::from(result);
         path.push(format!(".{name}.svg"));
         let path = PathBuf::from(path);
-        crate::quantize::write_whole(&path, &chart.to_svg())?;
+        crate::manifest::write_whole(&path, &chart.to_svg())?;
         paths.push(path);
     }
     Ok(paths)
@@ -167,11 +191,13 @@ pub(crate) fn as_text(report: &MixedReport) -> String {
             tensor.relative_error,
             tensor.sensitivity,
             tensor.cost,
-            tensor.name,
+            shown(&tensor.name),
             tensor.reason
         );
     }
     let measured = report.measured.map_or(String::new(), |measured| format!(", measured {measured:.5} nats"));
+    let others = report.bytes.saturating_sub(report.tensors.iter().map(|tensor| tensor.bytes).sum());
+    let _ = writeln!(text, "{} in other tensors, for which nothing was to choose", bytes(others));
     let _ = writeln!(text, "{} of tensors, predicted cost {:.5}{measured}", bytes(report.bytes), report.predicted);
     text
 }

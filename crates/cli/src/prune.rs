@@ -24,9 +24,10 @@ use crate::failure::Failure;
 use crate::generate::read_text;
 use crate::graph::extent;
 use crate::interrupt::Interrupt;
+use crate::manifest::{manifest_path, size_line, write_whole};
 use crate::model::LoadBar;
-use crate::output::{self, bytes};
-use crate::quantize::{is_graph, manifest_path, write_whole};
+use crate::output::{self, bytes, shown};
+use crate::quantize::is_graph;
 use crate::quantize_graph::calibration;
 
 const EXAMPLES: &str = "\
@@ -73,7 +74,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "What goes")]
     channels: Option<f64>,
     /// Neurons and channels that remain are a multiple of this, as formats with blocks demand (256 for Q4_K and its kin) [default: 32; channels: 8]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "What goes")]
+    #[arg(long, value_name = "N", conflicts_with = "sparsity", value_parser = clap::value_parser!(u32).range(1..), help_heading = "What goes")]
     multiple: Option<u32>,
     /// Tensors whose name a regular expression is found in keep all their weights (--sparsity)
     #[arg(long, value_name = "PATTERN", value_parser = NamePattern::parse, help_heading = "What goes")]
@@ -86,12 +87,12 @@ pub(crate) struct Arguments {
     /// Graphs take what `polaris quantize` takes: a text for encoders, a folder of .npy files, or random:N.
     #[arg(long, value_name = "DATA", help_heading = "How")]
     calibrate: Option<String>,
-    /// Tokens of a chunk of the text
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..), help_heading = "How")]
-    calibration_context: u32,
-    /// Chunks of the text at most
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..), help_heading = "How")]
-    chunks: u32,
+    /// Tokens of a chunk of the text [default: 512]
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..), help_heading = "How")]
+    calibration_context: Option<u32>,
+    /// Chunks of the text at most [default: 128]
+    #[arg(long, value_name = "N", requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..), help_heading = "How")]
+    chunks: Option<u32>,
     /// Importances of columns (`polaris imatrix`, or llama.cpp's): they choose, also beside --calibrate
     #[arg(long, value_name = "FILE", help_heading = "How")]
     imatrix: Option<PathBuf>,
@@ -113,6 +114,9 @@ pub(crate) struct Arguments {
     /// Quantize the result: Q8_0, Q4_K_M and so on, as `polaris quantize` does
     #[arg(long = "type", value_name = "TYPE")]
     target: Option<Mixture>,
+    /// Quantize tensors again that are quantized already, which loses more than quantizing the original
+    #[arg(long, requires = "target")]
+    allow_requantize: bool,
     /// Threads [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -195,6 +199,8 @@ fn graph(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), Failure> {
         ("--heads", arguments.heads.is_some()),
         ("--query-heads", arguments.query_heads.is_some()),
         ("--imatrix", arguments.imatrix.is_some()),
+        ("--calibration-context", arguments.calibration_context.is_some()),
+        ("--chunks", arguments.chunks.is_some()),
         ("--type", arguments.target.is_some()),
         ("--dry-run", arguments.dry_run),
     ];
@@ -277,14 +283,15 @@ fn options(arguments: &Arguments) -> Result<PruneOptions, Failure> {
     }
     if let Some(path) = &arguments.calibrate {
         let mut text = CalibrationText::new(read_text(Path::new(path))?, path.clone());
-        text.context = arguments.calibration_context as usize;
-        text.chunks = Some(arguments.chunks as usize);
+        text.context = arguments.calibration_context.map_or(text.context, |tokens| tokens as usize);
+        text.chunks = arguments.chunks.map(|chunks| chunks as usize).or(text.chunks);
         options.calibration = Some(text);
     }
     if let Some(mixture) = arguments.target {
         let mut quantize = QuantizeOptions::new(mixture);
         (quantize.threads, quantize.access) = (options.threads, options.access);
         quantize.hash = false;
+        quantize.allow_requantize = arguments.allow_requantize;
         options.quantize = Some(quantize);
     }
     Ok(options)
@@ -335,7 +342,7 @@ fn as_text(manifest: &Manifest) -> String {
                 100.0 * tensor.gone,
                 error(tensor.weight_error),
                 tensor.output_error.map_or("-".to_owned(), error),
-                tensor.name,
+                shown(&tensor.name),
                 if tensor.before == tensor.after {
                     String::new()
                 } else {
@@ -354,18 +361,7 @@ fn as_text(manifest: &Manifest) -> String {
             100.0 * report.gone()
         );
     }
-    let before: u64 = manifest.source.iter().map(|file| file.bytes).sum();
-    let after = manifest.result.bytes;
-    let smaller = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
-    let _ = writeln!(
-        text,
-        "{} -> {} ({smaller:.1} % smaller) in {:.1} s: {}",
-        bytes(before),
-        bytes(after),
-        manifest.seconds,
-        manifest.result.path.display()
-    );
-    text
+    text + &size_line(manifest)
 }
 
 /// What each layer had and has; once where all layers are alike.
@@ -384,12 +380,12 @@ fn layers(before: &[Extents], after: &[Extents]) -> String {
 }
 
 fn show_plan(plan: &PrunePlan, as_json: bool) -> Result<(), Failure> {
-    let total: u64 = plan.tensors.iter().map(|tensor| tensor.planned.bytes()).sum();
+    let total: u64 = plan.tensors.iter().map(models::prune::PrunedShape::bytes).sum();
     if as_json {
         let tensor = |tensor: &models::prune::PrunedShape| {
             let planned = &tensor.planned;
             json!({"name": planned.name, "before": tensor.before, "after": planned.shape, "from": planned.from.to_string(),
-                "to": planned.to.to_string(), "bytes": planned.bytes(), "changes": tensor.changes()})
+                "to": tensor.to.to_string(), "bytes": tensor.bytes(), "changes": tensor.changes()})
         };
         let tensors: Vec<_> = plan.tensors.iter().map(tensor).collect();
         return output::write_json(
@@ -397,15 +393,17 @@ fn show_plan(plan: &PrunePlan, as_json: bool) -> Result<(), Failure> {
         );
     }
     let mut text = String::new();
-    for tensor in plan.tensors.iter().filter(|tensor| tensor.changes()) {
+    for tensor in plan.tensors.iter().filter(|tensor| tensor.changes() || tensor.to != tensor.planned.from) {
         let planned = &tensor.planned;
-        let what = if tensor.before == planned.shape {
+        let what = if !tensor.changes() {
+            format!("was {}", planned.from)
+        } else if tensor.before == planned.shape {
             "weights become zeros".to_owned()
         } else {
             format!("-> {:?}", planned.shape)
         };
-        let (name, size) = (&planned.name, bytes(planned.bytes()));
-        let _ = writeln!(text, "{:>6} {size:>10}  {name} {:?} {what}", planned.to.to_string(), tensor.before);
+        let (name, size) = (shown(&planned.name), bytes(tensor.bytes()));
+        let _ = writeln!(text, "{:>6} {size:>10}  {name} {:?} {what}", tensor.to.to_string(), tensor.before);
     }
     if plan.before != plan.after {
         text.push_str(&layers(&plan.before, &plan.after));

@@ -1,20 +1,19 @@
 //! `polaris quantize`: a model made smaller.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use core_tensor::{DType, FileAccess, PartialFile};
+use core_tensor::{DType, FileAccess};
 use loader_gguf::Gguf;
+use models::backends::BackendOptions;
 use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration};
 use models::quantize::{
-    Calibration, Manifest, Planned, QuantizeOptions, TensorType, plan, quantize_calibrated, read_importances,
-    tensor_dtype,
+    Calibration, Manifest, Planned, QuantizeOptions, TensorType, check_output, plan, quantize_calibrated,
+    read_importances, sources, tensor_dtype,
 };
 use polaris_quant::graph::GraphType;
 use polaris_quant::{AssignOptions, Mixture, UnknownMixture};
@@ -24,9 +23,10 @@ use serde_json::json;
 use crate::failure::Failure;
 use crate::generate::read_text;
 use crate::interrupt::Interrupt;
+use crate::manifest::{manifest_path, size_line, write_whole};
 use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
-use crate::output::{self, bytes};
+use crate::output::{self, bytes, shown};
 use crate::quantize_graph::{Common, GraphArguments};
 use crate::reconstruct::{self, Reconstruct};
 
@@ -92,9 +92,9 @@ pub(crate) struct Arguments {
     /// Quantize tensors again that are quantized already, which loses more than quantizing the original
     #[arg(long)]
     allow_requantize: bool,
-    /// How little --gptq trusts the text to be like others: added to the products' diagonal, relative to its mean
-    #[arg(long, value_name = "X", requires = "gptq", default_value_t = FeedbackOptions::default().damping, value_parser = damping)]
-    damping: f64,
+    /// How little --gptq trusts the text to be like others: added to the products' diagonal, relative to its mean [default: 0.1; graphs 0.01]
+    #[arg(long, value_name = "X", requires = "gptq", value_parser = mixed::above_zero)]
+    damping: Option<f64>,
     /// Threads [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -116,11 +116,6 @@ pub(crate) struct Arguments {
     mixed: Mixed,
     #[command(flatten)]
     reconstruct: Reconstruct,
-}
-
-fn damping(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
-    if value > 0.0 && value.is_finite() { Ok(value) } else { Err("expected a number above 0".to_owned()) }
 }
 
 /// What a model becomes.
@@ -179,8 +174,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(name) = arguments.graph.for_graphs_alone() {
         return Err(Failure::Usage(format!("{name} is for graphs, and {} is a GGUF file", arguments.input.display())));
     }
+    check_use(arguments)?;
     let mut options = options(arguments, mixture)?;
     let _busy = interrupt.busy();
+    if !arguments.dry_run {
+        check_output(&arguments.output, &sources(&Gguf::open(&arguments.input, options.access)?))?;
+    }
     let mixed = match (arguments.target, arguments.mixed.given()) {
         (Target::Mixed, _) => Some(arguments.mixed.choose(&arguments.input, &mut options, &interrupt)?),
         (_, Some(name)) => return Err(Failure::Usage(format!("{name} is for --type mixed"))),
@@ -190,9 +189,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if let Some(report) = &mixed {
             return if arguments.json { output::write_json(report) } else { output::write(&mixed::as_text(report)) };
         }
-        let model = Gguf::open(&arguments.input, options.access)?;
-        return show_plan(&plan(&model, &options)?, arguments.json);
+        return show_plan(&planned(arguments, &options)?, arguments.json);
     }
+    // What cannot be done is told before a text runs for hours.
+    planned(arguments, &options)?;
     let calibrate = arguments.graph.calibrate.as_deref();
     let trained = arguments.reconstruct.run(&arguments.input, calibrate, &mut options, &interrupt)?;
     let trained = trained.as_ref().map(|trained| trained as &dyn Calibration);
@@ -211,6 +211,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         manifest.mixed = mixed;
     }
     finish(manifest, arguments)
+}
+
+/// Refuses options of GGUF files that nothing would come of.
+fn check_use(arguments: &Arguments) -> Result<(), Failure> {
+    let Arguments { graph, reconstruct, .. } = arguments;
+    let refused = [
+        (
+            graph.calibrate.is_some() && !graph.gptq && !reconstruct.asked(),
+            "a calibration of a GGUF file is for --gptq or --reconstruct; ranges of activations are not stored there, importances come by --imatrix",
+        ),
+        (graph.memory.is_some() && !graph.gptq, "--memory is for --gptq where a GGUF file is quantized"),
+        (
+            arguments.pure && matches!(arguments.target, Target::Mixed),
+            "--pure gives all matrices one type, and --type mixed chooses one for each",
+        ),
+    ];
+    let found = refused.into_iter().find(|(is, _)| *is);
+    found.map_or(Ok(()), |(_, why)| Err(Failure::Usage(why.to_owned())))
+}
+
+/// What becomes of each tensor, if that can be done as it is asked for.
+fn planned(arguments: &Arguments, options: &QuantizeOptions) -> Result<Vec<Planned>, Failure> {
+    let planned = plan(&Gguf::open(&arguments.input, options.access)?, options)?;
+    if arguments.graph.gptq && !planned.iter().any(Planned::takes_feedback) {
+        let reason = "--gptq: no tensor becomes a type that it rounds: Q8_0 and floats are so fine that errors need no making up for";
+        return Err(Failure::Usage(reason.into()));
+    }
+    Ok(planned)
 }
 
 /// Whether a path is that of a format with graphs.
@@ -242,6 +270,7 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         access: if arguments.no_mmap { FileAccess::Read } else { FileAccess::Map },
         hash: !arguments.no_manifest,
         reconstruct: arguments.reconstruct.for_graph(ty)?,
+        damping: arguments.damping,
     };
     finish(arguments.graph.run(ty, &common, interrupt)?, arguments)
 }
@@ -271,22 +300,24 @@ fn calibration(
     options: &QuantizeOptions,
     interrupt: &Interrupt,
 ) -> Result<Option<TextCalibration>, Failure> {
-    let Some(path) = &arguments.graph.calibrate else { return Ok(None) };
-    if !arguments.graph.gptq {
-        let reason = "a calibration of a GGUF file is for --gptq or --reconstruct; ranges of activations are not stored there, importances come by --imatrix";
-        return Err(Failure::Usage(reason.to_owned()));
-    }
+    let Some(path) = arguments.graph.calibrate.as_ref().filter(|_| arguments.graph.gptq) else { return Ok(None) };
     let path = Path::new(path);
     let text = read_text(path)?;
     let mut bar = LoadBar::new("loading");
-    let llama = LlamaOptions { access: options.access, ..LlamaOptions::default() };
+    let backend = BackendOptions { threads: Some(options.threads), ..BackendOptions::default() };
+    let llama = LlamaOptions { access: options.access, backend, ..LlamaOptions::default() };
     let collect = CalibrationOptions {
         context: CALIBRATION_CONTEXT,
         chunks: Some(CALIBRATION_CHUNKS),
         dataset: path.display().to_string(),
     };
-    let feedback =
-        FeedbackOptions { damping: arguments.damping, threads: options.threads, ..FeedbackOptions::default() };
+    let standard = FeedbackOptions::default();
+    let feedback = FeedbackOptions {
+        damping: arguments.damping.unwrap_or(standard.damping),
+        memory: arguments.graph.memory.map_or(standard.memory, |mib| mib.saturating_mul(1 << 20)),
+        threads: options.threads,
+        ..standard
+    };
     let on_chunk = |done: usize, total: usize| output::note(&format!("chunk {done} of {total}"));
     let opened = TextCalibration::open(
         &arguments.input,
@@ -330,20 +361,6 @@ fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, F
     Ok(options)
 }
 
-/// Beside the result: its name and `.manifest.json`.
-pub(crate) fn manifest_path(output: &Path) -> PathBuf {
-    let mut name = OsString::from(output);
-    name.push(".manifest.json");
-    name.into()
-}
-
-/// Writes a small file so that nobody sees half of it.
-pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut file = PartialFile::create(path).map_err(|error| Failure::file(path, &error))?;
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.finish());
-    written.map_err(|error| Failure::file(path, &error))
-}
-
 #[derive(Debug, Default, Serialize)]
 struct Sum {
     tensors: usize,
@@ -370,8 +387,13 @@ fn show_plan(planned: &[Planned], as_json: bool) -> Result<(), Failure> {
     for tensor in planned {
         let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
         let (from, to) = (tensor.from.to_string(), tensor.to.to_string());
-        let _ =
-            writeln!(text, "{from:>6} -> {to:<6} {:>9}  {} [{}]", bytes(tensor.bytes()), tensor.name, shape.join(", "));
+        let _ = writeln!(
+            text,
+            "{from:>6} -> {to:<6} {:>9}  {} [{}]",
+            bytes(tensor.bytes()),
+            shown(&tensor.name),
+            shape.join(", ")
+        );
     }
     for (name, sum) in &sums {
         let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
@@ -381,7 +403,6 @@ fn show_plan(planned: &[Planned], as_json: bool) -> Result<(), Failure> {
 }
 
 fn as_text(manifest: &Manifest) -> String {
-    let before: u64 = manifest.source.iter().map(|file| file.bytes).sum();
     let mut text = String::new();
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
     for tensor in &manifest.tensors {
@@ -395,17 +416,7 @@ fn as_text(manifest: &Manifest) -> String {
     text += &manifest.reconstruction.as_ref().map_or(String::new(), reconstruct::as_text);
     if let Some(worst) = manifest.worst().filter(|worst| worst.relative_error > 0.0) {
         let (name, error) = (&worst.name, worst.relative_error * 100.0);
-        let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({name}, {})", worst.to);
+        let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({}, {})", shown(name), worst.to);
     }
-    let after = manifest.result.bytes + manifest.beside.iter().map(|file| file.bytes).sum::<u64>();
-    let smaller = 100.0 * (1.0 - after as f64 / before.max(1) as f64);
-    let _ = writeln!(
-        text,
-        "{} -> {} ({smaller:.1} % smaller) in {:.1} s: {}",
-        bytes(before),
-        bytes(after),
-        manifest.seconds,
-        manifest.result.path.display()
-    );
-    text
+    text + &size_line(manifest)
 }

@@ -14,6 +14,7 @@ use models::quantize::graph::{
 use polaris_quant::graph::{GraphOptions, GraphType, RangeMethod};
 
 use crate::failure::Failure;
+use crate::generate::read_text;
 use crate::graph::{extent, random_inputs};
 use crate::interrupt::Interrupt;
 use crate::model::LoadBar;
@@ -31,13 +32,13 @@ pub(crate) struct GraphArguments {
     /// one (of many, 128 at equal distances, 1024 for --reconstruct), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks of 512 tokens, 128 at most. random:N is N runs on normal random numbers, which are no data of the model's kind.
     #[arg(long, value_name = "DATA", help_heading = "Calibration")]
     pub(crate) calibrate: Option<String>,
-    /// How ranges are chosen: minmax, percentile, percentile:99.99, entropy or mse
-    #[arg(long, value_name = "METHOD", default_value = "minmax", value_parser = method, help_heading = "Graphs")]
-    calibration: RangeMethod,
+    /// How ranges are chosen, for int8: minmax, percentile, percentile:99.99, entropy or mse [default: minmax]
+    #[arg(long, value_name = "METHOD", value_parser = method, help_heading = "Graphs")]
+    calibration: Option<RangeMethod>,
     /// One scale for all of an 8-bit weight, and not one for each output
     #[arg(long, help_heading = "Graphs")]
     per_tensor: bool,
-    /// Calibrated activations as signed bytes around 0, without zero points
+    /// Calibrated activations as signed bytes around 0, without zero points, for int8
     #[arg(long, help_heading = "Graphs")]
     symmetric: bool,
     /// Embeddings and other tables stay as they are
@@ -67,9 +68,9 @@ pub(crate) struct GraphArguments {
     /// Correct biases by what the rounding of weights takes from the mean of outputs
     #[arg(long, requires = "calibrate", help_heading = "Calibration")]
     bias_correction: bool,
-    /// MiB that sums of products for GPTQ and finished weights may take at once: with less, the data run more often and weights wait on the disk
-    #[arg(long, value_name = "MIB", default_value_t = MEMORY >> 20, help_heading = "Graphs")]
-    memory: u64,
+    /// MiB that sums of products for GPTQ and a graph's finished weights may take at once: with less, the data run more often and weights wait on the disk [default: 1024]
+    #[arg(long, value_name = "MIB", help_heading = "Calibration")]
+    pub(crate) memory: Option<u64>,
     /// A node that stays as it is, by its name in `polaris inspect`; may be given more than once
     #[arg(long, value_name = "NODE", help_heading = "Graphs")]
     skip: Vec<String>,
@@ -112,12 +113,15 @@ pub(crate) struct Common<'a> {
     pub(crate) access: FileAccess,
     pub(crate) hash: bool,
     pub(crate) reconstruct: Option<GraphReconstructOptions>,
+    /// Of --gptq.
+    pub(crate) damping: Option<f64>,
 }
 
 impl GraphArguments {
     /// An option that was given and means nothing for GGUF files.
     pub(crate) fn for_graphs_alone(&self) -> Option<&'static str> {
         let given = [
+            (self.calibration.is_some(), "--calibration"),
             (self.per_tensor, "--per-tensor"),
             (self.symmetric, "--symmetric"),
             (self.asymmetric, "--asymmetric"),
@@ -136,9 +140,11 @@ impl GraphArguments {
     }
 
     /// Refuses what has no meaning for a type.
-    fn check(&self, ty: GraphType) -> Result<(), Failure> {
+    fn check(&self, ty: GraphType, reconstruct: bool) -> Result<(), Failure> {
         let four = matches!(ty, GraphType::Int4 { .. });
         let weights = four || ty == GraphType::Int8Weights;
+        let looks = self.gptq || self.smooth.is_some() || self.awq || self.bias_correction || reconstruct;
+        let clips = self.clip && four;
         let refused = [
             (
                 self.smooth.is_some() && weights,
@@ -149,6 +155,15 @@ impl GraphArguments {
                 "--awq is for int4 and int8-weights: --smooth is its like for int8 and int8-dynamic",
             ),
             (self.clip && four && self.calibrate.is_none(), "--clip needs --calibrate with 4 bits"),
+            (
+                self.calibrate.is_some() && ty != GraphType::Int8 && !looks && !clips,
+                "--calibrate changes nothing here: int8 needs it, and --gptq, --smooth, --awq, --bias-correction, --reconstruct and with 4 bits --clip use it",
+            ),
+            (
+                self.calibration.is_some() && ty != GraphType::Int8,
+                "--calibration is for int8: no other type has ranges from data",
+            ),
+            (self.symmetric && ty != GraphType::Int8, "--symmetric is for int8: no other type has ranges from data"),
             (self.per_tensor && four, "--per-tensor is for 8 bits"),
             (self.asymmetric && four, "--asymmetric is for 8 bits"),
         ];
@@ -172,7 +187,7 @@ impl GraphArguments {
         if !common.output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("onnx")) {
             return Err(Failure::Usage(format!("{ty} is written as ONNX: OUT must end in .onnx")));
         }
-        self.check(ty)?;
+        self.check(ty, common.reconstruct.is_some())?;
         if common.reconstruct.is_some() {
             self.check_reconstruct()?;
         }
@@ -189,7 +204,8 @@ impl GraphArguments {
         // What AWQ finds is a scale of inputs, and then one of each group.
         graph.clip = self.clip || self.awq;
         graph.bias_correction = self.bias_correction;
-        graph.method = self.calibration;
+        graph.method = self.calibration.unwrap_or(graph.method);
+        graph.damping = common.damping.unwrap_or(graph.damping);
         graph.skip = self.skip.iter().cloned().collect();
         if let Some(threads) = common.threads {
             graph.threads = usize::from(threads);
@@ -201,7 +217,7 @@ impl GraphArguments {
         let texts = if common.reconstruct.is_some() { MOST_TRAINED_TEXTS } else { MOST_TEXTS };
         let data = self.calibrate.as_deref().map(|data| calibration(data, &model, &bindings, texts)).transpose()?;
         let balance = Balance { equalize: self.equalize, smooth: self.smooth, protect: self.awq };
-        let memory = self.memory.saturating_mul(1 << 20);
+        let memory = self.memory.map_or(MEMORY, |mib| mib.saturating_mul(1 << 20));
         // What lies within the model is in memory twice while it is written.
         let within = loader_onnx::export::EXTERNAL_ABOVE.min(memory / 2);
         let external_above = if self.external_data { 0 } else { within };
@@ -245,11 +261,7 @@ pub(crate) fn calibration(
             let tensor = npy::read(Path::new(data))?;
             vec![one_input(&model.graph, data, tensor)?]
         }
-        None => {
-            let path = Path::new(data);
-            let text = fs::read_to_string(path).map_err(|error| Failure::file(path, &error))?;
-            text_runs(model, &text, texts)?
-        }
+        None => text_runs(model, &read_text(Path::new(data))?, texts)?,
     };
     if runs.is_empty() {
         return Err(Failure::Usage(format!("--calibrate {data}: there is nothing in it")));

@@ -10,7 +10,7 @@ use models::quantize::{
 };
 use polaris_quant::graph::GraphType;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, option};
 use crate::generate::read_text;
 use crate::interrupt::Interrupt;
 use crate::output;
@@ -58,6 +58,11 @@ pub(crate) struct Reconstruct {
 }
 
 impl Reconstruct {
+    /// Whether weights are to be trained.
+    pub(crate) fn asked(&self) -> bool {
+        self.reconstruct
+    }
+
     /// How a graph's weights are to be trained, if they are.
     pub(crate) fn for_graph(&self, ty: GraphType) -> Result<Option<GraphReconstructOptions>, Failure> {
         if !self.reconstruct {
@@ -137,7 +142,13 @@ impl Reconstruct {
             }
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        Ok(Some(reconstruct(input, quantize, &content, text, &options, &mut tell)?))
+        reconstruct(input, quantize, &content, text, &options, &mut tell).map(Some).map_err(|error| match error {
+            models::Error::Option { name: "context", reason } => {
+                Failure::Runtime(option("calibration-context", &reason))
+            }
+            models::Error::Option { name: "chunks", reason } => Failure::Runtime(option("calibration-chunks", &reason)),
+            error => error.into(),
+        })
     }
 }
 

@@ -62,6 +62,32 @@ fn a_dry_run_tells_shapes_and_size_and_writes_nothing() {
     assert_eq!((up["before"].to_string(), up["after"].to_string()), ("[64,32]".to_owned(), "[32,32]".to_owned()));
     assert!(polaris(&["prune", &model, &output, "--sparsity", "50%", "--dry-run"]).succeeded().contains("zeros"));
     assert!(!Path::new(&output).exists());
+    let typed = ["prune", &model, &output, "--neurons", "50%", "--type", "Q8_0", "--dry-run", "--json"];
+    let told = json(&polaris(&typed).succeeded());
+    let planned =
+        |name: &str| told["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap()["to"].clone();
+    assert_eq!((planned("blk.0.ffn_up.weight"), planned("blk.0.ffn_norm.weight")), ("q8_0".into(), "f32".into()));
+    polaris(&["prune", &model, &output, "--neurons", "50%", "--type", "Q8_0"]).succeeded();
+    let tensors: u64 = told["tensors"].as_array().unwrap().iter().map(|tensor| tensor["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(told["bytes"], tensors);
+    let manifest = json(&std::fs::read_to_string(format!("{output}.manifest.json")).unwrap());
+    let made = manifest["tensors"].as_array().unwrap().iter().map(|tensor| tensor["bytes"].as_u64().unwrap());
+    assert_eq!(made.sum::<u64>(), tensors);
+}
+
+#[test]
+fn what_is_quantized_is_quantized_again_only_where_that_is_allowed() {
+    let folder = Folder::new();
+    let model = folder.tiny_model();
+    let (source, output) = (format!("{model}.q8.gguf"), format!("{model}.p.gguf"));
+    polaris(&["quantize", &model, &source, "--type", "Q8_0"]).succeeded();
+    let prune = ["prune", &source, &output, "--neurons", "50%", "--type", "Q4_0"];
+    for more in [&[][..], &["--dry-run"]] {
+        polaris(&[&prune[..], more].concat()).failed(1, &["q8_0 already", "--allow-requantize"]);
+    }
+    assert!(!Path::new(&output).exists());
+    assert!(polaris(&[&prune[..], &["--allow-requantize"]].concat()).succeeded().contains("smaller"));
+    polaris(&["verify", &format!("{output}.manifest.json")]).succeeded();
 }
 
 #[test]
@@ -73,6 +99,8 @@ fn what_makes_no_sense_is_refused() {
     prune(&["--sparsity", "150%"]).failed(2, &["150%", "2:4"]);
     prune(&["--neurons", "1.5"]).failed(2, &["1.5", "25%"]);
     prune(&["--sparsity", "50%", "--neurons", "25%"]).failed(2, &["--neurons"]);
+    prune(&["--sparsity", "50%", "--multiple", "16"]).failed(2, &["--multiple"]);
+    prune(&["--neurons", "25%", "--chunks", "16"]).failed(2, &["--calibrate"]);
     prune(&["--sparsity", "50%", "--method", "best"]).failed(2, &["magnitude", "wanda", "sparsegpt"]);
     prune(&["--sparsity", "50%", "--method", "wanda"]).failed(1, &["importances or a text"]);
     prune(&["--sparsity", "50%", "--steps", "2"]).failed(1, &["between steps"]);

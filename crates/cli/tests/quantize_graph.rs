@@ -5,41 +5,13 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use core_tensor::op::{Binary, MatMul, Op, Unary};
-use core_tensor::{DType, Dim, Graph, Tensor, Weight};
+use core_tensor::FileAccess;
+use loader_onnx::{ImportOptions, OnnxModel};
 use serde_json::Value;
-use support::{Folder, npy, polaris};
+use support::{Folder, npy, polaris, two_layers, unread, values};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-/// Numbers that look random and are the same in each run.
-fn values(count: usize, seed: f32) -> Vec<f32> {
-    (0..count).map(|i| (((i as f32 + seed) * 12.9898).sin() * 43_758.547).fract()).collect()
-}
-
-/// `relu(x·V + b)·W`, x is `[rows, 64]`.
-fn model(folder: &Folder) -> String {
-    let mut graph = Graph::new("two layers");
-    let mut x = graph.input("x", DType::F32, &[Dim::sym("rows"), 64.into()]);
-    for (name, n) in [("first", 96), ("second", 32)] {
-        let k = graph.tensor_type(x).unwrap().1[1].as_num().unwrap();
-        let w = Tensor::from_slice(&[k, n], &values(k * n, n as f32)).unwrap();
-        let w = graph.weight(&format!("{name}.weight"), Weight::stored(w));
-        x = graph.add(name, Op::MatMul(MatMul { transpose_b: false }), &[x, w]).unwrap();
-        let b =
-            graph.weight(&format!("{name}.bias"), Weight::stored(Tensor::from_slice(&[n], &values(n, 0.5)).unwrap()));
-        x = graph.add(&format!("{name}.sum"), Op::Binary(Binary::Add), &[x, b]).unwrap();
-        if name == "first" {
-            x = graph.add("relu", Op::Unary(Unary::Relu), &[x]).unwrap();
-        }
-    }
-    graph.rename(x, "y");
-    graph.output(x);
-    let path = folder.path().join("model.onnx");
-    loader_onnx::export::write(&graph, &path).unwrap();
-    path.display().to_string()
 }
 
 fn data(folder: &Folder) -> PathBuf {
@@ -54,7 +26,7 @@ fn data(folder: &Folder) -> PathBuf {
 #[test]
 fn every_type_is_written_verified_and_near_the_original() {
     let folder = Folder::new();
-    let (model, data) = (model(&folder), data(&folder).display().to_string());
+    let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
     let calibrate = ["--calibrate", data.as_str()];
     let with = |more: &[&'static str]| -> Vec<String> {
         calibrate.iter().copied().chain(more.iter().copied()).map(str::to_owned).collect()
@@ -101,13 +73,17 @@ fn every_type_is_written_verified_and_near_the_original() {
             polaris(&["compare", &model, &output, "--input", &input, "--device", "cpu", "--runs", "1", "--json"]);
         let sqnr = json(&found.succeeded())["outputs"][0]["sqnr_decibels"].as_f64().unwrap();
         assert!(sqnr > decibels, "{ty} {more:?}: {sqnr} dB");
+        // Data are told of where something was looked at, and a method where ranges were chosen.
+        let settings = &told["settings"]["graph"];
+        assert_eq!(settings["data"].is_string(), more.contains(&"--calibrate"), "{settings}");
+        assert_eq!(settings["method"].is_string(), ty == "int8", "{settings}");
     }
 }
 
 #[test]
 fn a_changed_result_is_noticed() {
     let folder = Folder::new();
-    let (model, output) = (model(&folder), folder.path().join("small.onnx").display().to_string());
+    let (model, output) = (two_layers(&folder), folder.path().join("small.onnx").display().to_string());
     polaris(&["quantize", &model, &output, "--type", "int8-weights", "--external-data"]).succeeded();
     let manifest = format!("{output}.manifest.json");
     let data = format!("{output}.data");
@@ -122,11 +98,15 @@ fn a_changed_result_is_noticed() {
 #[test]
 fn what_does_not_fit_together_is_refused() {
     let folder = Folder::new();
-    let (model, data) = (model(&folder), data(&folder).display().to_string());
+    let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
     let gguf = folder.tiny_model();
     polaris(&["quantize", &model, "x.onnx", "--type", "Q4_K_M"]).failed(2, &["GGUF", "int8-dynamic"]);
     polaris(&["quantize", &gguf, "x.gguf", "--type", "int8"]).failed(2, &["type of graphs", "Q8_0"]);
     polaris(&["quantize", &model, "x.gguf", "--type", "int8-dynamic"]).failed(2, &[".onnx"]);
+    for more in [&["--calibrate", data.as_str()][..], &["--symmetric"], &["--calibration", "mse"]] {
+        polaris(&[&["quantize", &model, "x.onnx", "--type", "int8-dynamic"], more].concat())
+            .failed(2, &[more[0], "int8"]);
+    }
     polaris(&["quantize", &model, "x.onnx", "--type", "int8-dynamic", "--pure"]).failed(2, &["--pure"]);
     polaris(&["quantize", &model, "x.onnx", "--type", "int8"]).failed(1, &["calibration"]);
     polaris(&["quantize", &model, "x.onnx", "--type", "int4-g32", "--gptq"]).failed(2, &["--calibrate"]);
@@ -146,4 +126,67 @@ fn what_does_not_fit_together_is_refused() {
     npy(&Path::new(&data).join("9.npy"), "(5, 63)", &values(5 * 63, 0.0));
     polaris(&["quantize", &model, "x.onnx", "--type", "int8", "--calibrate", &data]).failed(1, &["input \"x\""]);
     assert!(!Path::new("x.onnx").exists() && !Path::new("x.gguf").exists());
+}
+
+#[test]
+fn a_threshold_that_a_graph_misses_ends_in_code_3_even_where_nobody_reads() {
+    let folder = Folder::new();
+    let (model, output) = (two_layers(&folder), folder.path().join("small.onnx").display().to_string());
+    polaris(&["quantize", &model, &output, "--type", "int8-weights"]).succeeded();
+    let base = ["compare", &model, &output, "--input", "random", "--extent", "rows=2", "--device", "cpu"];
+    let compare = |least: &'static str| [&base[..], &["--min-sqnr", least]].concat();
+    assert!(polaris(&compare("20")).succeeded().contains("met"));
+    polaris(&compare("200")).ends_with(3, "error: beyond the threshold: sqnr_decibels\n");
+    assert_eq!((unread(&compare("200")), unread(&compare("20"))), (Some(3), Some(0)));
+    polaris(&[&base[..], &["--ctx", "64"]].concat()).failed(2, &["--ctx is for language models"]);
+}
+
+#[test]
+fn damping_decides_how_products_are_made_up_for() {
+    let folder = Folder::new();
+    let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
+    let output = folder.path().join("small.onnx").display().to_string();
+    let quantize = |more: &[&str]| {
+        let base = ["quantize", &model, &output, "--type", "int4-g32", "--gptq", "--calibrate", &data, "--json"];
+        let told = json(&polaris(&[&base[..], more].concat()).succeeded());
+        (told["settings"]["graph"]["damping"].as_f64(), fs::read(&output).unwrap())
+    };
+    let (standard, given) = (quantize(&[]), quantize(&["--damping", "1"]));
+    assert_eq!((standard.0, given.0), (Some(0.01), Some(1.0)));
+    assert!(standard.1 != given.1);
+    polaris(&["quantize", &model, &output, "--type", "int4-g32", "--damping", "1"]).failed(2, &["--gptq"]);
+}
+
+#[test]
+fn all_files_that_weights_come_from_are_recorded() {
+    let folder = Folder::new();
+    let model = two_layers(&folder);
+    let (apart, output) = (folder.path().join("apart.onnx"), folder.path().join("small.onnx").display().to_string());
+    let graph = OnnxModel::open(Path::new(&model), FileAccess::Read).unwrap().graph(&ImportOptions::default()).unwrap();
+    loader_onnx::export::write_with(&graph, &apart, 0).unwrap();
+    let apart = apart.display().to_string();
+    let told = json(&polaris(&["prune", &apart, &output, "--neurons", "50%", "--multiple", "8", "--json"]).succeeded());
+    let sources = told["source"].as_array().unwrap();
+    assert_eq!(sources.len(), 2, "{told}");
+    assert_eq!(sources[1]["path"], format!("{apart}.data"));
+    polaris(&["prune", &apart, &apart, "--neurons", "50%"]).failed(1, &["would replace"]);
+}
+
+#[test]
+fn a_pruned_graph_runs_and_its_manifest_agrees() {
+    let folder = Folder::new();
+    let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
+    let output = folder.path().join("small.onnx").display().to_string();
+    let prune = ["prune", &model, &output, "--neurons", "25%", "--multiple", "8", "--calibrate", &data, "--json"];
+    let told = json(&polaris(&prune).succeeded());
+    let settings = &told["pruned"]["settings"];
+    assert_eq!((&settings["multiple"], &settings["calibration_chunks"]), (&8.into(), &4.into()));
+    let shapes: Vec<String> =
+        told["tensors"].as_array().unwrap().iter().map(|tensor| tensor["shape"].to_string()).collect();
+    assert!(shapes.contains(&"[64,72]".to_owned()) && shapes.contains(&"[72,32]".to_owned()), "{shapes:?}");
+    polaris(&["verify", &format!("{output}.manifest.json")]).succeeded();
+    polaris(&["run", &output, "--input", &format!("x={data}/1.npy"), "--device", "cpu"]).succeeded();
+    let before = fs::metadata(&model).unwrap().len();
+    assert!(fs::metadata(&output).unwrap().len() < before);
+    polaris(&[&prune[..], &["--chunks", "2"]].concat()).failed(2, &["--chunks is for GGUF files"]);
 }

@@ -58,7 +58,7 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn at_most(&mut self, what: &'static str, found: Option<f64>, threshold: Option<f64>) {
-        self.judge(what, "<=", found, threshold, |found, threshold| found <= threshold);
+        self.judge(what, "<=", found, threshold, |found, threshold| found.is_finite() && found <= threshold);
     }
 
     pub(super) fn at_least(&mut self, what: &'static str, found: Option<f64>, threshold: Option<f64>) {
@@ -128,9 +128,10 @@ mod tests {
         gate.at_least("cosine", Some(0.98), Some(0.99));
         gate.at_most("error", Some(f64::NAN), Some(1.0));
         gate.at_most("nothing", None, Some(1.0));
+        gate.at_most("infinite", Some(f64::INFINITY), Some(f64::INFINITY));
         let failure = gate.result().unwrap_err();
         assert_eq!(failure.exit_code(), 3);
-        assert_eq!(failure.message(), Some("beyond the threshold: cosine, error, nothing"));
+        assert_eq!(failure.message(), Some("beyond the threshold: cosine, error, nothing, infinite"));
     }
 
     #[test]

@@ -44,9 +44,9 @@ pub(crate) struct Arguments {
     /// What runs B [default: as --device]
     #[arg(long, value_name = "DEVICE", help_heading = "Computing")]
     other_device: Option<Device>,
-    /// Graphs: runs that the latency is measured with
-    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    runs: u32,
+    /// Graphs: runs that the latency is measured with [default: 5]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: Option<u32>,
     #[command(flatten)]
     language: LanguageModels,
     #[command(flatten)]
@@ -65,21 +65,47 @@ struct LanguageModels {
     /// The text that both predict, '-' for standard input
     #[arg(long, value_name = "TEXT")]
     data: Option<PathBuf>,
-    /// Tokens of a chunk; the second half of each is compared
-    #[arg(long, visible_alias = "context", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
-    ctx: u32,
+    /// Tokens of a chunk; the second half of each is compared [default: 512]
+    #[arg(long, visible_alias = "context", value_name = "N", value_parser = clap::value_parser!(u32).range(4..))]
+    ctx: Option<u32>,
     /// Compare the first N chunks only [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
-    /// Element type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = model::kv_dtype())]
-    kv_dtype: KvDType,
-    /// Tokens of the prompt that the speed is measured with; 0 leaves it out
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    speed_prompt: u32,
-    /// Tokens that are decoded to measure the speed; 0 leaves it out
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    speed_decode: u32,
+    /// Element type of the KV cache [default: f16]
+    #[arg(long, value_name = "TYPE", value_parser = model::kv_dtype())]
+    kv_dtype: Option<KvDType>,
+    /// Tokens of the prompt that the speed is measured with; 0 leaves it out [default: 256]
+    #[arg(long, value_name = "N")]
+    speed_prompt: Option<u32>,
+    /// Tokens that are decoded to measure the speed; 0 leaves it out [default: 32]
+    #[arg(long, value_name = "N")]
+    speed_decode: Option<u32>,
+}
+
+impl LanguageModels {
+    /// An option that is given.
+    fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--ctx", self.ctx.is_some()),
+            ("--chunks", self.chunks.is_some()),
+            ("--kv-dtype", self.kv_dtype.is_some()),
+            ("--speed-prompt", self.speed_prompt.is_some()),
+            ("--speed-decode", self.speed_decode.is_some()),
+        ];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
+    fn context(&self) -> u32 {
+        self.ctx.unwrap_or(512)
+    }
+
+    fn prompt(&self) -> u32 {
+        self.speed_prompt.unwrap_or(256)
+    }
+
+    fn decoded(&self) -> u32 {
+        self.speed_decode.unwrap_or(32)
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -89,12 +115,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let language = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let b = arguments.b.as_deref().unwrap_or(&arguments.a);
     match (language(&arguments.a), language(b)) {
-        (true, true) => language::run(arguments, b),
+        (true, true) => {
+            let runs = arguments.runs.map(|_| "--runs");
+            let unoptimized = arguments.compute.unoptimized().then_some("--no-optimize");
+            if let Some(name) = arguments.inputs.given().or(runs).or(unoptimized) {
+                return Err(Failure::Usage(format!("{name} is for graphs; language models (.gguf) take --data")));
+            }
+            language::run(arguments, b)
+        }
         (false, false) => {
             if arguments.language.data.is_some() {
                 return Err(Failure::Usage("--data is for language models (.gguf); graphs take --input".into()));
             }
-            if let Some(name) = arguments.thresholds.of_language_models() {
+            if let Some(name) = arguments.thresholds.of_language_models().or_else(|| arguments.language.given()) {
                 return Err(Failure::Usage(format!("{name} is for language models (.gguf)")));
             }
             graphs::run(arguments)

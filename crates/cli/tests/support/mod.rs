@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use core_tensor::op::{Binary, MatMul, Op, Unary};
+use core_tensor::{DType, Dim, Graph, Tensor, Weight};
 use loader_gguf::{ArrayBuf, GgmlType, GgufWriter};
 
 /// What a run ended with.
@@ -216,4 +218,39 @@ pub(crate) fn npy(path: &Path, shape: &str, values: &[f32]) {
     bytes.extend(header.as_bytes());
     values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
     fs::write(path, bytes).unwrap();
+}
+
+/// Numbers that look random and are the same in each run.
+pub(crate) fn values(count: usize, seed: f32) -> Vec<f32> {
+    (0..count).map(|i| (((i as f32 + seed) * 12.9898).sin() * 43_758.547).fract()).collect()
+}
+
+/// `relu(x·V + b)·W`, x is `[rows, 64]`.
+pub(crate) fn two_layers(folder: &Folder) -> String {
+    let mut graph = Graph::new("two layers");
+    let mut x = graph.input("x", DType::F32, &[Dim::sym("rows"), 64.into()]);
+    for (name, n) in [("first", 96), ("second", 32)] {
+        let k = graph.tensor_type(x).unwrap().1[1].as_num().unwrap();
+        let w = Tensor::from_slice(&[k, n], &values(k * n, n as f32)).unwrap();
+        let w = graph.weight(&format!("{name}.weight"), Weight::stored(w));
+        x = graph.add(name, Op::MatMul(MatMul { transpose_b: false }), &[x, w]).unwrap();
+        let b =
+            graph.weight(&format!("{name}.bias"), Weight::stored(Tensor::from_slice(&[n], &values(n, 0.5)).unwrap()));
+        x = graph.add(&format!("{name}.sum"), Op::Binary(Binary::Add), &[x, b]).unwrap();
+        if name == "first" {
+            x = graph.add("relu", Op::Unary(Unary::Relu), &[x]).unwrap();
+        }
+    }
+    graph.rename(x, "y");
+    graph.output(x);
+    let path = folder.path().join("model.onnx");
+    loader_onnx::export::write(&graph, &path).unwrap();
+    path.display().to_string()
+}
+
+/// What the binary ends with where nobody reads its standard output.
+pub(crate) fn unread(arguments: &[&str]) -> Option<i32> {
+    let mut child = command(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary runs");
+    drop(child.stdout.take());
+    child.wait().expect("the binary ends").code()
 }
