@@ -1,5 +1,6 @@
 //! `cargo xtask ci`: everything that continuous integration checks, in one run.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -207,12 +208,47 @@ fn widths(tests: &mut Tests) -> Result<(), String> {
     Ok(())
 }
 
+/// Tests of single operators, whose shaders take longer to compile than to run: the driver's compiler need not optimize there.
+const OPERATORS: [&str; 2] = ["conformance", "onnx_nodes"];
+
 fn test(tests: &mut Tests) -> Result<(), String> {
-    let mut test = on_lavapipe(cargo(), 256, vulkan::is_chosen())?;
-    test.args(["test", "--workspace", "--no-fail-fast"])
-        .env("POLARIS_MODELS", cache::models()?)
-        .env("POLARIS_BIN", command::polaris_binary());
-    run_tests(&mut test, tests)
+    let metadata = command::output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let (operators, others): (Vec<String>, Vec<String>) =
+        test_targets(&metadata)?.into_iter().partition(|name| OPERATORS.contains(&name.as_str()));
+    let named = |names: Vec<String>| names.into_iter().flat_map(|name| ["--test".to_owned(), name]);
+    let chosen = vulkan::is_chosen();
+    let mut first = on_lavapipe(cargo(), 256, chosen)?;
+    let mut second = on_lavapipe(cargo(), 256, chosen)?;
+    let mut third = on_lavapipe(cargo(), 256, chosen)?;
+    // What it compiles to lies in the same cache under the same names.
+    let cache = command::target_directory().join("mesa-shader-cache").join("256-plain");
+    fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
+    first.env("GALLIVM_PERF", "nopt").env("MESA_SHADER_CACHE_DIR", cache);
+    first.args(["test", "--workspace", "--no-fail-fast"]).args(named(operators));
+    second.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--examples"]).args(named(others));
+    third.args(["test", "--workspace", "--no-fail-fast", "--doc"]);
+    let mut outcome = Ok(());
+    for command in [&mut first, &mut second, &mut third] {
+        command.env("POLARIS_MODELS", cache::models()?).env("POLARIS_BIN", command::polaris_binary());
+        // Later ones run even so: all that fails is to be seen.
+        outcome = outcome.and(run_tests(command, tests));
+    }
+    outcome
+}
+
+/// The names of the workspace's integration tests, each once.
+fn test_targets(metadata: &str) -> Result<Vec<String>, String> {
+    let metadata: Value = serde_json::from_str(metadata).map_err(|error| format!("cargo metadata: {error}"))?;
+    let packages = metadata["packages"].as_array().ok_or("cargo metadata lists no packages")?;
+    let targets = packages.iter().filter_map(|package| package["targets"].as_array()).flatten();
+    let is_test =
+        |target: &&Value| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "test"));
+    let names = targets.filter(is_test).filter_map(|target| target["name"].as_str().map(str::to_owned));
+    let names: BTreeSet<String> = names.collect();
+    match OPERATORS.iter().find(|name| !names.contains(**name)) {
+        Some(missing) => Err(format!("the workspace has no test {missing}")),
+        None => Ok(names.into_iter().collect()),
+    }
 }
 
 /// Runs tests, shows what the runner prints and counts.
@@ -294,6 +330,18 @@ mod tests {
         tests.add("test result: FAILED. 10 passed; 2 failed; 0 ignored; finished in 0.01s");
         let expected = Tests { passed: 13, failed: 2 };
         assert_eq!(tests, expected);
+    }
+
+    #[test]
+    fn integration_tests_are_listed_once_and_those_of_operators_must_be_there() {
+        let target = |name: &str, kind: &str| format!(r#"{{"name": "{name}", "kind": ["{kind}"]}}"#);
+        let package = |targets: &[String]| format!(r#"{{"targets": [{}]}}"#, targets.join(","));
+        let first = package(&[target("a", "lib"), target("onnx_nodes", "test"), target("conformance", "test")]);
+        let second = package(&[target("speed", "bench"), target("cli", "test"), target("onnx_nodes", "test")]);
+        let metadata = |packages: &[&str]| format!(r#"{{"packages": [{}]}}"#, packages.join(","));
+        assert_eq!(test_targets(&metadata(&[&first, &second])).unwrap(), ["cli", "conformance", "onnx_nodes"]);
+        assert_eq!(test_targets(&metadata(&[&second])).unwrap_err(), "the workspace has no test conformance");
+        assert!(test_targets("{}").is_err());
     }
 
     #[test]

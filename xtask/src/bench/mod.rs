@@ -26,8 +26,8 @@ use report::{Comparison, Machine, Report};
 pub(crate) const USAGE: &str = "cargo xtask bench llm [--against llama.cpp] [--quick] [OPTIONS]
 cargo xtask bench gpu [--against llama.cpp] [--quick] [--device N] [OPTIONS]
 cargo xtask bench onnx [--against onnxruntime] [--quick] [OPTIONS]
-cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [--prune] [OPTIONS]
-cargo xtask bench quant --graphs [OPTIONS]
+cargo xtask bench quant [--against llama-quantize] [--quick] [--mixed] [--as-is] [OPTIONS]
+cargo xtask bench quant --prune|--graphs [OPTIONS]
 
 gpu measures both programs on the same Vulkan device (by its number in `polaris devices`; 0), nothing moved to
 the processor: smollm2-q4_0 and smollm2-q8_0, on a software device with 64 and 16 tokens.

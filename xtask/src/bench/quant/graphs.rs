@@ -12,10 +12,10 @@ use crate::fetch;
 
 use super::super::measure;
 use super::super::report::Machine;
-use super::{CALIBRATION, Options, TEXT, file_bytes};
+use super::{Options, TEXT, file_bytes, write_calibration};
 
 /// Types and options, as the command has them. What needs data is calibrated on another text than that which is embedded.
-const ROWS: [(&str, &[&str]); 16] = [
+const ROWS: [(&str, &[&str]); 18] = [
     ("int8", &["calibrate"]),
     ("int8", &["calibrate", "--smooth"]),
     ("int8", &["calibrate", "--calibration=mse"]),
@@ -26,9 +26,11 @@ const ROWS: [(&str, &[&str]); 16] = [
     ("int8-weights", &["--asymmetric"]),
     ("int8-weights", &["calibrate", "--gptq"]),
     ("int8-weights", &["calibrate", "--awq"]),
+    ("int8-weights", &["calibrate", "--reconstruct"]),
     ("int4-g32", &[]),
     ("int4-g32", &["calibrate", "--gptq"]),
     ("int4-g32", &["calibrate", "--awq"]),
+    ("int4-g32", &["calibrate", "--awq", "--reconstruct"]),
     ("int4-g64", &[]),
     ("int4-g128", &[]),
     ("int4-g128", &["calibrate", "--gptq"]),
@@ -77,7 +79,9 @@ pub(super) fn main(options: &Options, polaris: &Path, scratch: &Scratch) -> Resu
     let text = command::repository().join(TEXT);
     let text = fs::read_to_string(&text).map_err(|error| format!("{}: {error}", text.display()))?;
     fs::write(&lines, sample(&text)).map_err(|error| format!("{}: {error}", lines.display()))?;
-    let bench = Bench { options, polaris, lines, output: made.join("model.onnx"), folder };
+    let calibration = scratch.path().join("calibration.txt");
+    write_calibration(&calibration)?;
+    let bench = Bench { options, polaris, lines, calibration, output: made.join("model.onnx"), folder };
     let original = bench.embedded(&bench.folder)?;
     let mut rows = Vec::new();
     for (ty, more) in ROWS {
@@ -96,6 +100,7 @@ struct Bench<'a> {
     options: &'a Options,
     polaris: &'a Path,
     lines: PathBuf,
+    calibration: PathBuf,
     output: PathBuf,
     folder: PathBuf,
 }
@@ -106,7 +111,7 @@ impl Bench<'_> {
         quantize.args(["quantize", "--no-manifest", "--threads", &self.options.threads.to_string(), "--type", ty]);
         for option in more {
             match *option {
-                "calibrate" => quantize.arg("--calibrate").arg(command::repository().join(CALIBRATION)),
+                "calibrate" => quantize.arg("--calibrate").arg(&self.calibration),
                 option => quantize.arg(option),
             };
         }

@@ -34,8 +34,9 @@ const MIXED: [&str; 2] = ["Q4_K_S", "Q3_K_M"];
 
 /// What is predicted; public domain.
 const TEXT: &str = "tests/fixtures/us-constitution.txt";
-/// What importances are collected on: another text.
-const CALIBRATION: &str = "LICENSE-APACHE";
+/// What models are calibrated on, one text behind the other: none that is predicted.
+const CALIBRATION: [&str; 5] =
+    ["LICENSE-APACHE", "README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md", "crates/quant/README.md"];
 
 /// What to measure, and how.
 #[derive(Debug)]
@@ -83,6 +84,12 @@ impl Options {
             polaris: arguments.value(&["--polaris"])?.map(PathBuf::from),
         };
         arguments.end()?;
+        let of_types = options.mixed || options.as_is;
+        if (options.graphs && (options.against || options.prune || of_types)) || (options.prune && of_types) {
+            return Err(
+                "--graphs and --prune measure something else: neither goes with the other, --mixed or --as-is".into()
+            );
+        }
         Ok(options)
     }
 }
@@ -101,6 +108,8 @@ struct Bench {
     peer: Option<LlamaCpp>,
     source: PathBuf,
     importances: PathBuf,
+    /// The texts of [`CALIBRATION`].
+    calibration: PathBuf,
     scratch: Scratch,
 }
 
@@ -116,8 +125,9 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
     let peer = if options.against { Some(llama_cpp::build()?) } else { None };
     let folder = cache::directory()?.join("bench");
     let scratch = Scratch::beside(&folder)?;
-    let (source, importances) = (scratch.path().join("F16.gguf"), scratch.path().join("imatrix.gguf"));
-    let bench = Bench { options, polaris, peer, source, importances, scratch };
+    let file = |name: &str| scratch.path().join(name);
+    let (source, importances, calibration) = (file("F16.gguf"), file("imatrix.gguf"), file("calibration.txt"));
+    let bench = Bench { options, polaris, peer, source, importances, calibration, scratch };
     bench.prepare()?;
     if bench.options.prune {
         return prune::run(&bench);
@@ -160,8 +170,10 @@ impl Bench {
 
     /// The model in 16 bits, and its importances.
     fn prepare(&self) -> Result<(), String> {
+        write_calibration(&self.calibration)?;
         let mut model = fetch::model(fetch::SMALL_MODEL)?;
-        if !self.options.as_is {
+        // What is pruned does not become finer by it.
+        if !self.options.as_is && !self.options.prune {
             let rescaled = self.scratch.path().join("F32.gguf");
             rescaled::write(&model, &rescaled)?;
             model = rescaled;
@@ -169,7 +181,7 @@ impl Bench {
         let mut convert = self.polaris("quantize", &["--type", "F16", "--allow-requantize", "--no-manifest"]);
         command::output(convert.arg(&model).arg(&self.source))?;
         let mut collect = self.polaris("imatrix", &["--device", "cpu", "--activations", "f32", "-m"]);
-        collect.arg(&self.source).arg("-f").arg(command::repository().join(CALIBRATION));
+        collect.arg(&self.source).arg("-f").arg(&self.calibration);
         command::output(collect.arg("-o").arg(&self.importances)).map(drop)
     }
 
@@ -213,7 +225,7 @@ impl Bench {
         let mut mixed =
             self.polaris("quantize", &["--type", "mixed", "--target-size", &size, "--no-manifest", "--imatrix"]);
         // What importances are collected on is what errors are measured on; never what is predicted in the end.
-        mixed.arg(&self.importances).arg("--data").arg(command::repository().join(CALIBRATION));
+        mixed.arg(&self.importances).arg("--data").arg(&self.calibration);
         row.ours.seconds.push(measure::run(mixed.arg(&self.source).arg(&ours))?.total.as_secs_f64());
         row.ours.quality = Some(self.quality(&ours, true)?);
         row.theirs.quality = Some(self.quality(&theirs, false)?);
@@ -236,6 +248,16 @@ impl Bench {
         let told = command::output(compare.arg(&self.source).arg(model))?;
         serde_json::from_str(&told).map_err(|error| format!("polaris compare: {error}"))
     }
+}
+
+/// The texts of [`CALIBRATION`] as one file.
+fn write_calibration(path: &Path) -> Result<(), String> {
+    let mut all = String::new();
+    for name in CALIBRATION {
+        let read = fs::read_to_string(command::repository().join(name));
+        all.push_str(&read.map_err(|error| format!("{name}: {error}"))?);
+    }
+    fs::write(path, all).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn file_bytes(path: &Path) -> Result<u64, String> {
@@ -263,9 +285,12 @@ mod tests {
 
     #[test]
     fn what_there_is_not_is_named() {
-        for (text, expected) in
-            [("--types Q9", "no type Q9"), ("--against gptq", "no peer gptq"), ("--fast", "unknown option --fast")]
-        {
+        for (text, expected) in [
+            ("--types Q9", "no type Q9"),
+            ("--against gptq", "no peer gptq"),
+            ("--fast", "unknown option --fast"),
+            ("--prune --mixed", "--graphs and --prune"),
+        ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
@@ -273,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_texts_are_in_the_repository() {
-        for path in [TEXT, CALIBRATION] {
+        for path in [TEXT].into_iter().chain(CALIBRATION) {
             assert!(command::repository().join(path).is_file(), "{path}");
         }
     }

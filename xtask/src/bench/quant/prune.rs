@@ -2,18 +2,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use crate::command;
 
-use super::{Bench, file_bytes};
+use super::{Bench, CALIBRATION, file_bytes};
 
-/// Texts that models are calibrated on, one behind the other: none that is predicted.
-const CALIBRATION: [&str; 5] =
-    ["LICENSE-APACHE", "README.md", "docs/ARCHITECTURE.md", "CONTRIBUTING.md", "crates/quant/README.md"];
-/// Chunks of them, of 512 tokens.
+/// Chunks of [`CALIBRATION`], of 512 tokens.
 const CHUNKS: &str = "16";
 
 /// A way to prune.
@@ -81,13 +78,6 @@ impl Row {
 
 /// Prunes in every way, compares each result with the source, and prints the table as it grows.
 pub(super) fn run(bench: &Bench) -> Result<(), String> {
-    let text = bench.scratch.path().join("calibration.txt");
-    let mut all = String::new();
-    for path in CALIBRATION {
-        let read = fs::read_to_string(command::repository().join(path));
-        all.push_str(&read.map_err(|error| format!("{path}: {error}"))?);
-    }
-    fs::write(&text, all).map_err(|error| format!("{}: {error}", text.display()))?;
     let source_bytes = file_bytes(&bench.source)?;
     println!(
         "SmolLM2-135M from F16; {} chunks of 512 tokens, f32 activations, {} threads",
@@ -98,7 +88,7 @@ pub(super) fn run(bench: &Bench) -> Result<(), String> {
     let mut lines = String::new();
     for way in &WAYS {
         eprintln!("{}", way.name);
-        let row = bench.pruned(way, &text)?;
+        let row = bench.pruned(way)?;
         print!("{}", line(&row, source_bytes));
         let _ = writeln!(lines, "{}", to_json(&row));
     }
@@ -109,12 +99,12 @@ pub(super) fn run(bench: &Bench) -> Result<(), String> {
 }
 
 impl Bench {
-    fn pruned(&self, way: &Way, text: &Path) -> Result<Row, String> {
+    fn pruned(&self, way: &Way) -> Result<Row, String> {
         let output: PathBuf = self.scratch.path().join("pruned.gguf");
         let mut prune = self.polaris("prune", &["--no-manifest", "--json"]);
         prune.args(way.arguments);
         if way.calibrated {
-            prune.args(["--chunks", CHUNKS, "--calibrate"]).arg(text);
+            prune.args(["--chunks", CHUNKS, "--calibrate"]).arg(&self.calibration);
         }
         let told = command::output(prune.arg(&self.source).arg(&output))?;
         let pruned: Value = serde_json::from_str(&told).map_err(|error| format!("polaris prune: {error}"))?;
@@ -167,12 +157,5 @@ mod tests {
         let line = line(&row, 100);
         assert!(line.contains("2.00 |") && line.contains("3 : 1") && line.contains("25.0%"), "{line}");
         assert_eq!(Row::of("x", &json!({}), &compared), None);
-    }
-
-    #[test]
-    fn the_texts_are_in_the_repository() {
-        for path in CALIBRATION {
-            assert!(command::repository().join(path).is_file(), "{path}");
-        }
     }
 }
