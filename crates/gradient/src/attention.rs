@@ -5,10 +5,9 @@ use core_tensor::{DType, Dim, Node, Shape, ValueId};
 
 use crate::GradientError;
 use crate::backward::{Backward, unsupported};
-use crate::builder::Builder;
 
-/// What counts as not seen: far below any score, and finite, so that rows that see nothing are no numbers less.
-const UNSEEN: f32 = -1e30;
+/// The score of what is not seen: no score that is seen is below it, and it is finite, so that rows that see nothing are numbers.
+const UNSEEN: f32 = f32::MIN;
 
 impl Backward {
     /// With `P = softmax(scale Q Kᵀ + mask)` and `O = P V`: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P (dP - Σ dP P)`, `dQ = scale dS K`,
@@ -50,15 +49,11 @@ impl Backward {
         }
         let merged = b.shape(scores);
         scores = b.reshape(scores, &scores_shape)?;
-        // What of a row's keys is seen, as ones and zeros, where a row may see none.
-        let mut seen = Vec::new();
+        // Which keys a row sees, as ones and zeros, and whether each row sees any.
+        let (mut seen, mut all_see) = (None, true);
         if op.causal {
-            let (ones, all_see) = self.causal(node, tokens, &n)?;
-            let below = self.build.unseen(ones)?;
-            scores = self.build.add(scores, below)?;
-            if !all_see {
-                seen.push(ones);
-            }
+            let (ones, all) = self.causal(node, tokens, &n)?;
+            (seen, all_see) = (Some(ones), all);
         }
         if let Some(mask) = node.inputs.get(3).copied().flatten() {
             let b = &mut self.build;
@@ -69,22 +64,33 @@ impl Backward {
             let split = if full[1] == Dim::Num(1) { [1, 1] } else { [n_kv, group] };
             let shape = [full[0].clone(), split[0].into(), split[1].into(), full[2].clone(), full[3].clone()];
             let mask = b.reshape(mask, &shape)?;
-            let to_floats = Op::Cast(Cast { to: DType::F32 });
-            let (added, ones) = if b.graph.tensor_type(mask).is_some_and(|(dtype, _)| dtype == DType::Bool) {
-                let ones = b.op(to_floats, &[mask])?;
-                (b.unseen(ones)?, ones)
-            } else {
-                let above = b.compared(Binary::Greater, mask, UNSEEN)?;
-                let least = b.scalar(UNSEEN)?;
-                (b.binary(Binary::Max, mask, least)?, b.op(to_floats, &[above])?)
-            };
-            scores = b.add(scores, added)?;
-            seen.push(ones);
+            let mut visible = mask;
+            if b.graph.tensor_type(mask).is_some_and(|(dtype, _)| dtype != DType::Bool) {
+                // Numbers are added, however far below 0; infinite ones hide.
+                visible = b.compared(Binary::GreaterOrEqual, mask, UNSEEN)?;
+                scores = b.add(scores, mask)?;
+            }
+            let ones = b.op(Op::Cast(Cast { to: DType::F32 }), &[visible])?;
+            seen = Some(match seen {
+                Some(causal) => b.mul(causal, ones)?,
+                None => ones,
+            });
+            all_see = false;
         }
         let b = &mut self.build;
+        if let Some(ones) = seen {
+            let sees = b.compared(Binary::Greater, ones, 0.5)?;
+            let least = b.scalar(UNSEEN)?;
+            scores = b.choose(sees, scores, least)?;
+        }
         let mut p = b.op(Op::Softmax(core_tensor::op::Softmax), &[scores])?;
-        for ones in seen {
+        if let Some(ones) = seen.filter(|_| !all_see) {
+            // Rows that see nothing have shared the whole among what they do not see, and those whose scores are all as low a part of it.
             p = b.mul(p, ones)?;
+            let whole = b.reduce(ReduceKind::Sum, p)?;
+            let least = b.scalar(f32::MIN_POSITIVE)?;
+            let whole = b.binary(Binary::Max, whole, least)?;
+            p = b.div(p, whole)?;
         }
         let p = b.reshape(p, &merged)?;
         if self.wants(node, 2) {
@@ -145,13 +151,5 @@ impl Backward {
         let one = self.build.scalar(1.0)?;
         let ones = self.build.expand(one, &[tokens.clone(), n.clone()])?;
         Ok((self.build.op(Op::Trilu(Trilu { upper: false, k }), &[ones])?, k >= 0))
-    }
-}
-
-impl Builder {
-    /// What is added to scores: 0 for ones, next to nothing for zeros.
-    fn unseen(&mut self, ones: ValueId) -> Result<ValueId, GradientError> {
-        let less = self.shifted(ones, -1.0)?;
-        self.scaled(less, -UNSEEN)
     }
 }

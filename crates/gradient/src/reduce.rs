@@ -1,6 +1,6 @@
 //! Softmax and reductions along the last extent.
 
-use core_tensor::op::{ReduceKind, Unary};
+use core_tensor::op::{Binary, ReduceKind, Unary};
 use core_tensor::{Dim, Node, ValueId};
 
 use crate::GradientError;
@@ -53,7 +53,11 @@ impl Backward {
                 build.mul(sign, dy)?
             }
             ReduceKind::L2 => {
-                let unit = build.div(x, y)?;
+                // A row of zeros is a corner, where the slope is said to be 0.
+                let some = build.compared(Binary::Greater, y, 0.0)?;
+                let one = build.scalar(1.0)?;
+                let length = build.choose(some, y, one)?;
+                let unit = build.div(x, length)?;
                 build.mul(unit, dy)?
             }
             ReduceKind::SumSquare => {

@@ -260,6 +260,18 @@ proptest! {
             let check = Check::new(op.clone(), &[&[1, 2, 2, 3], &[1, 3, 1, 3], &[1, 3, 1, 2]], seed);
             Check { others: vec![mask], ..check }.run(plain);
         }
+        // The first row sees nothing where only what is before it is seen; numbers as low as there are are seen.
+        let low = f32::MIN;
+        let masks = [
+            Tensor::from_bytes(DType::Bool, &[3, 3], &[0, 1, 1, 1, 0, 1, 1, 1, 1]).unwrap(),
+            Tensor::from_slice(&[3, 3], &[f32::NEG_INFINITY, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unwrap(),
+            Tensor::from_slice(&[3, 3], &[low, 0.0, 0.0, low, -1.0, 0.0, low, 0.0, f32::NEG_INFINITY]).unwrap(),
+            Tensor::from_slice(&[3, 3], &[-1e32f32, 0.0, 0.0, low, -1e35, 0.0, low, -1e35, low]).unwrap(),
+        ];
+        for mask in masks {
+            let check = Check::new(op.clone(), &[&[1, 3, 2, 3], &[1, 3, 1, 3], &[1, 3, 1, 2]], seed);
+            Check { others: vec![mask], ..check }.run(plain);
+        }
     }
 
     #[test]
@@ -350,6 +362,45 @@ fn a_value_that_is_used_twice_gets_the_sum() {
     let graph = Arc::new(backward(&graph, loss, None, &[x]).unwrap());
     let found = run(&graph, &[Tensor::from_slice(&[2], &[0.0f32, 1.0]).unwrap()])[0].to_f32().unwrap();
     assert!((found[0] - 1.0).abs() < 1e-6 && (found[1] - 2.0 * 1f32.exp()).abs() < 1e-5, "{found:?}");
+}
+
+#[test]
+fn a_row_with_the_lowest_scores_alone_is_shared_among_what_it_sees() {
+    let mut graph = Graph::new("lowest");
+    let [q, k, v] = ["q", "k", "v"].map(|name| graph.input(name, DType::F32, &dims(&[1, 3, 1, 1])));
+    let mask = graph.input("mask", DType::F32, &dims(&[3, 3]));
+    let op = TensorAttention { scale: 1.0, causal: true, softcap: None };
+    let y = graph.add("y", Op::TensorAttention(op), &[q, k, v, mask]).unwrap();
+    graph.output(y);
+    let cotangent = graph.input("dy", DType::F32, &dims(&[1, 3, 1, 1]));
+    let graph = Arc::new(backward(&graph, y, Some(cotangent), &[v]).unwrap());
+    let rows = [[1.0f32, -0.5, 0.3], [0.2, 1.0, -1.0], [3.0, 2.0, 1.0]];
+    let mut inputs: Vec<Tensor> = rows.iter().map(|x| Tensor::from_slice(&[1, 3, 1, 1], x).unwrap()).collect();
+    inputs.push(Tensor::from_slice(&[3, 3], &[f32::MIN; 9]).unwrap());
+    inputs.push(Tensor::from_slice(&[1, 3, 1, 1], &[1.0f32; 3]).unwrap());
+    let found: Vec<Vec<f32>> = run(&graph, &inputs).iter().map(|x| x.to_f32().unwrap()).collect();
+    for (found, expected) in found.iter().zip([[3.0, 2.5, 2.0], [11.0 / 6.0, 5.0 / 6.0, 1.0 / 3.0]]) {
+        assert!(found.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-5), "{found:?} {expected:?}");
+    }
+}
+
+#[test]
+fn zeros_have_slopes() {
+    let (graph, x, y) = one(Op::Reduce(Reduce { kind: ReduceKind::L2 }));
+    let graph = Arc::new(backward(&graph, y, None, &[x]).unwrap());
+    let gradient = |x: [f32; 2]| run(&graph, &[Tensor::from_slice(&[2], &x).unwrap()])[0].to_f32().unwrap();
+    assert_eq!(gradient([0.0, 0.0]), [0.0, 0.0]);
+    assert_eq!(gradient([3.0, -4.0]), [0.6, -0.8]);
+
+    let mut graph = Graph::new("power");
+    let [a, b] = ["a", "b"].map(|name| graph.input(name, DType::F32, &[3.into()]));
+    let y = graph.add("y", Op::Binary(Binary::Pow), &[a, b]).unwrap();
+    let loss = graph.add("loss", Op::Reduce(Reduce { kind: ReduceKind::Sum }), &[y]).unwrap();
+    let graph = Arc::new(backward(&graph, loss, None, &[a, b]).unwrap());
+    let inputs = [[0.0f32, 0.0, 2.0], [0.0, 1.0, 3.0]].map(|x| Tensor::from_slice(&[3], &x).unwrap());
+    let found: Vec<Vec<f32>> = run(&graph, &inputs).iter().map(|g| g.to_f32().unwrap()).collect();
+    assert_eq!(found[0], [0.0, 1.0, 12.0]);
+    assert_eq!(found[1], [0.0, 0.0, 8.0 * 2f32.ln()]);
 }
 
 #[test]

@@ -37,6 +37,10 @@ impl Backward {
                     let less = build.shifted(b, -1.0)?;
                     let power = build.binary(Binary::Pow, a, less)?;
                     let slope = build.mul(b, power)?;
+                    // Any base to the power of 0 is 1, 0 as well.
+                    let constant = build.compared(Binary::Equal, b, 0.0)?;
+                    let zero = build.scalar(0.0)?;
+                    let slope = build.choose(constant, zero, slope)?;
                     build.mul(dy, slope)?
                 }
                 (Binary::Pow, _) => {
