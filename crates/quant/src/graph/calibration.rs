@@ -1,6 +1,6 @@
 //! What calibration is to look at, and what it saw.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use core_tensor::{Graph, Tensor, ValueId};
@@ -17,12 +17,14 @@ use super::{GraphOptions, GraphQuantError, GraphType};
 pub enum Demand {
     /// Its distribution.
     Range,
-    /// How large the indices of an extent are, and examples.
+    /// How large the indices of an extent are.
     Channels {
         /// The extent's number.
         axis: usize,
         /// Its indices.
         channels: usize,
+        /// Whether rows are kept as examples, too.
+        examples: bool,
     },
     /// The sums of products of its last extent, which has so many elements.
     Hessian {
@@ -36,7 +38,17 @@ impl Demand {
     #[must_use]
     pub fn bytes(self) -> u64 {
         match self {
-            Demand::Hessian { columns } => (columns as u64).pow(2) * 8,
+            Demand::Hessian { columns } => (columns as u64).saturating_pow(2).saturating_mul(8),
+            Demand::Range => RangeObserver::BYTES,
+            Demand::Channels { channels, examples, .. } => ChannelObserver::bytes(channels, examples),
+        }
+    }
+
+    /// Bytes that it takes beside these to make something of it: of products the factor of their inverse, and what leads there.
+    #[must_use]
+    pub fn work(self) -> u64 {
+        match self {
+            Demand::Hessian { columns } => (columns as u64).saturating_pow(2).saturating_mul(20),
             Demand::Range | Demand::Channels { .. } => 0,
         }
     }
@@ -53,27 +65,60 @@ pub fn demands(graph: &Graph, options: &GraphOptions) -> Result<Vec<(ValueId, De
         let placement = Placement::new(graph, &sites);
         all.extend(graph.value_ids().filter(|id| placement.needs_range(*id)).map(|id| (id, Demand::Range)));
     }
-    let mut seen = HashSet::new();
-    for site in sites.iter().filter(|site| site.kind != Kind::Table && seen.insert(site.input)) {
+    for site in sites.iter().filter(|site| site.kind != Kind::Table) {
+        let product = matches!(site.kind, Kind::Product { .. });
         if options.gptq
-            && matches!(site.kind, Kind::Product { .. })
+            && product
             && let Some(columns) = site.channels(graph)
         {
-            all.push((site.input, Demand::Hessian { columns }));
+            if columns > MOST_COLUMNS {
+                return Err(too_wide(graph, site, columns));
+            }
+            demand(&mut all, (site.input, Demand::Hessian { columns }));
         }
-        let examples = options.clip && matches!(options.ty, GraphType::Int4 { .. });
-        if options.bias_correction || examples {
-            all.extend(channels(graph, site));
+        let examples = product && options.clip && !options.gptq && matches!(options.ty, GraphType::Int4 { .. });
+        if (options.bias_correction || examples)
+            && let Some(channels) = channels(graph, site, examples)
+        {
+            demand(&mut all, channels);
         }
     }
     Ok(all)
 }
 
+/// Inputs of a product whose products are summed at most: 2 GiB, and 5 more while they are factored.
+const MOST_COLUMNS: usize = 1 << 14;
+
+fn too_wide(graph: &Graph, site: &Site, columns: usize) -> GraphQuantError {
+    let name = graph.nodes().get(site.node).map(|node| node.name.clone()).unwrap_or_default();
+    let gib = (columns as f64).powi(2) * 8.0 / f64::from(1 << 30);
+    let reason = format!(
+        "it has {columns} inputs, whose sums of products take {gib:.1} GiB; GPTQ does up to {MOST_COLUMNS}. Skip this node, or do without GPTQ"
+    );
+    GraphQuantError::Observation { name, reason }
+}
+
+/// Takes a demand in, once.
+fn demand(all: &mut Vec<(ValueId, Demand)>, (id, new): (ValueId, Demand)) {
+    for (_, old) in all.iter_mut().filter(|(known, _)| *known == id) {
+        match (old, new) {
+            (Demand::Channels { axis, examples, .. }, Demand::Channels { axis: of, examples: more, .. })
+                if *axis == of =>
+            {
+                *examples |= more;
+                return;
+            }
+            (old, new) if *old == new => return,
+            _ => {}
+        }
+    }
+    all.push((id, new));
+}
+
 /// The demand for a site's channels, where it is known how many there are.
-pub(super) fn channels(graph: &Graph, site: &Site) -> Option<(ValueId, Demand)> {
-    let rank = graph.tensor_type(site.input)?.1.len();
-    let axis = if site.kind == Kind::Convolution { 1 } else { rank.checked_sub(1)? };
-    Some((site.input, Demand::Channels { axis, channels: site.channels(graph)? }))
+pub(super) fn channels(graph: &Graph, site: &Site, examples: bool) -> Option<(ValueId, Demand)> {
+    let channels = site.channels(graph)?;
+    Some((site.input, Demand::Channels { axis: site.axis(graph)?, channels, examples }))
 }
 
 /// The graph with values as outputs after its own.
@@ -88,22 +133,28 @@ pub fn observed(graph: &Graph, values: &[ValueId]) -> Graph {
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     ranges: BTreeMap<ValueId, RangeObserver>,
-    channels: BTreeMap<ValueId, ChannelObserver>,
+    /// By the extent, too: a product and a convolution may read the same value.
+    channels: BTreeMap<(ValueId, usize), ChannelObserver>,
     hessians: BTreeMap<ValueId, Arc<Hessian>>,
 }
 
 impl Calibration {
-    /// For what [`demands`] gave.
+    /// For what [`demands`] gave. Products that there is no memory for are not observed.
     #[must_use]
     pub fn new(demands: &[(ValueId, Demand)]) -> Calibration {
         let mut calibration = Calibration::default();
         for (id, demand) in demands {
             match demand {
                 Demand::Range => drop(calibration.ranges.insert(*id, RangeObserver::default())),
-                Demand::Channels { axis, channels } => {
-                    drop(calibration.channels.insert(*id, ChannelObserver::new(*axis, *channels)));
+                Demand::Channels { axis, channels, examples } => {
+                    let observer = ChannelObserver::new(*axis, *channels, *examples);
+                    drop(calibration.channels.insert((*id, *axis), observer));
                 }
-                Demand::Hessian { columns } => drop(calibration.hessians.insert(*id, Arc::new(Hessian::new(*columns)))),
+                Demand::Hessian { columns } => {
+                    if let Some(hessian) = Hessian::fitting(*columns) {
+                        calibration.hessians.insert(*id, Arc::new(hessian));
+                    }
+                }
             }
         }
         calibration
@@ -111,7 +162,7 @@ impl Calibration {
 
     /// Looks at what a value was in a run. Values that nothing demands are left out.
     pub fn observe(&mut self, value: ValueId, shape: &[usize], elements: &[f32]) {
-        if let Some(channels) = self.channels.get_mut(&value) {
+        for (_, channels) in self.channels.range_mut((value, 0)..=(value, usize::MAX)) {
             channels.observe(shape, elements);
         }
         if let Some(range) = self.ranges.get_mut(&value) {
@@ -137,13 +188,14 @@ impl Calibration {
         found.ok_or_else(|| GraphQuantError::NotObserved { name: graph.value(id).name.clone() })
     }
 
-    /// The channels of a value.
+    /// The channels of what a site's weight is applied to.
     ///
     /// # Errors
     /// When they were not observed.
-    pub(super) fn channels(&self, graph: &Graph, id: ValueId) -> Result<&ChannelObserver, GraphQuantError> {
-        let found = self.channels.get(&id).filter(|channels| channels.count() > 0);
-        found.ok_or_else(|| GraphQuantError::NotObserved { name: graph.value(id).name.clone() })
+    pub(super) fn channels(&self, graph: &Graph, site: &Site) -> Result<&ChannelObserver, GraphQuantError> {
+        let found = site.axis(graph).and_then(|axis| self.channels.get(&(site.input, axis)));
+        let found = found.filter(|channels| channels.count() > 0);
+        found.ok_or_else(|| GraphQuantError::NotObserved { name: graph.value(site.input).name.clone() })
     }
 
     /// The products of a value; none where they were not observed.
@@ -155,7 +207,8 @@ impl Calibration {
 
 /// What quantization leaves to its caller.
 pub trait Host {
-    /// The sums of products of the first of some values, which have been demanded; those of the others are asked for later, in this order.
+    /// The sums of products of the first of some values, which have been demanded. Those of the others may be asked for later, mostly in this order; of what is not
+    /// among them no more is asked.
     ///
     /// # Errors
     /// When they cannot be had.

@@ -5,7 +5,7 @@ const EXAMPLES: usize = 256;
 
 /// Magnitudes and means of a value's channels, and some of its rows.
 ///
-/// A channel is an index of one extent of the value: the last one of what products are given, the second of images. Where it is the last one, rows are
+/// A channel is an index of one extent of the value: the last one of what products are given, the second of images. Where it is the last one, rows may be
 /// kept as examples, at equal distances: 256 at most, and half of them at least where there are so many.
 #[derive(Clone, Debug)]
 pub struct ChannelObserver {
@@ -16,6 +16,8 @@ pub struct ChannelObserver {
     squares: Vec<f64>,
     /// Elements of each channel.
     count: u64,
+    /// Whether rows are kept.
+    keeps: bool,
     examples: Vec<f32>,
     /// Rows from one example to the next.
     distance: u64,
@@ -23,9 +25,9 @@ pub struct ChannelObserver {
 }
 
 impl ChannelObserver {
-    /// For so many channels along an extent.
+    /// For so many channels along an extent; with examples or without.
     #[must_use]
-    pub fn new(axis: usize, channels: usize) -> ChannelObserver {
+    pub fn new(axis: usize, channels: usize, examples: bool) -> ChannelObserver {
         ChannelObserver {
             axis,
             most: vec![0.0; channels],
@@ -33,10 +35,18 @@ impl ChannelObserver {
             sums: vec![0.0; channels],
             squares: vec![0.0; channels],
             count: 0,
+            keeps: examples,
             examples: Vec::new(),
             distance: 1,
             rows: 0,
         }
+    }
+
+    /// Bytes that one holds.
+    pub(super) fn bytes(channels: usize, examples: bool) -> u64 {
+        // The largest ones, three sums, and rows of f32.
+        let each = 4 + 3 * 8 + if examples { EXAMPLES as u64 * 4 } else { 0 };
+        (channels as u64).saturating_mul(each)
     }
 
     /// Looks at more elements. Rows with elements that are infinite or no numbers are left out, and so is what has another number of channels.
@@ -59,7 +69,7 @@ impl ChannelObserver {
                 }
             }
             self.count += run as u64;
-            if run == 1 {
+            if run == 1 && self.keeps {
                 self.example(part);
             }
         }

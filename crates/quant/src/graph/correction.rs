@@ -7,20 +7,23 @@ use core_tensor::{Graph, ValueId, ValueSource};
 use super::integers::Matrix;
 
 /// `(W - W')·mean(x)` for each output. Of a convolution the columns are its channels, each as many as its kernel has elements, and `groups` of outputs read as
-/// many groups of channels.
-pub(super) fn of_outputs(matrix: &Matrix, decoded: &[f32], means: &[f32], groups: usize) -> Vec<f32> {
-    let k = matrix.columns.max(1);
-    let per_group = (means.len() / groups.max(1)).max(1);
-    let kernel = (k / per_group).max(1);
-    let rows_per_group = (matrix.rows / groups.max(1)).max(1);
+/// many groups of channels. None where the means are not those of as many channels.
+pub(super) fn of_outputs(matrix: &Matrix, decoded: &[f32], means: &[f32], groups: usize) -> Option<Vec<f32>> {
+    let k = matrix.columns;
+    let per_group = means.len().checked_div(groups)?;
+    let kernel = k.checked_div(per_group)?;
+    let rows_per_group = matrix.rows / groups;
+    let fits = (per_group * groups, kernel * per_group, rows_per_group * groups) == (means.len(), k, matrix.rows);
+    if !fits || kernel == 0 || decoded.len() != matrix.values.len() {
+        return None;
+    }
     let rows = matrix.values.chunks_exact(k).zip(decoded.chunks_exact(k));
-    rows.enumerate()
-        .map(|(row, (old, new))| {
-            let first = row / rows_per_group * per_group;
-            let parts = old.iter().zip(new).enumerate();
-            parts.map(|(i, (x, y))| f64::from(x - y) * f64::from(means[first + i / kernel])).sum::<f64>() as f32
-        })
-        .collect()
+    let outputs = rows.enumerate().map(|(row, (old, new))| {
+        let means = &means[row / rows_per_group * per_group..][..per_group];
+        let parts = old.iter().zip(new).enumerate();
+        parts.map(|(i, (x, y))| f64::from(x - y) * f64::from(means[i / kernel])).sum::<f64>() as f32
+    });
+    Some(outputs.collect())
 }
 
 /// The constant vector that is added to a value which nobody else reads: the number of the node, which input the constant is, and the constant.
@@ -39,4 +42,21 @@ pub(super) fn bias_after(graph: &Graph, value: ValueId) -> Option<(usize, usize,
     let (dtype, shape) = graph.tensor_type(id)?;
     let vector = shape.split_last().is_some_and(|(_, before)| before.iter().all(|n| n.as_num() == Some(1)));
     (constant && vector && dtype == core_tensor::DType::F32).then_some((at, place, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_of_other_channels_are_refused() {
+        let matrix = Matrix { rows: 2, columns: 4, values: vec![1.0; 8] };
+        let decoded = [0.5; 8];
+        assert_eq!(of_outputs(&matrix, &decoded, &[1.0, 2.0, 3.0, 4.0], 1), Some(vec![5.0, 5.0]));
+        // Two groups of two channels with kernels of two.
+        assert_eq!(of_outputs(&matrix, &decoded, &[1.0, 2.0, 3.0, 4.0], 2), Some(vec![3.0, 7.0]));
+        for (means, groups) in [(3, 1), (5, 1), (8, 1), (0, 1), (4, 3), (4, 0)] {
+            assert_eq!(of_outputs(&matrix, &decoded, &vec![1.0; means], groups), None, "{means} {groups}");
+        }
+    }
 }

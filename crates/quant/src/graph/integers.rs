@@ -180,12 +180,13 @@ pub fn encode_i4_for(matrix: &Matrix, group: usize, examples: &[f32], threads: u
                 for ((values, codes), scales) in rows {
                     let groups = values.chunks(group).zip(codes.chunks_mut(group)).zip(scales.iter_mut());
                     for (((values, codes), scale), gram) in groups.zip(grams) {
-                        let tries = PARTS.iter().map(|part| f16::from_f32(*scale * part).to_f32());
+                        let tries = PARTS.iter().map(|part| half(*scale * part));
                         let costs = tries.map(|scale| {
                             differences.clear();
                             differences.extend(values.iter().map(|x| x - f32::from(code_i4(*x, scale)) * scale));
                             (form(&differences, gram), scale)
                         });
+                        let costs = costs.filter(|(cost, _)| cost.is_finite());
                         let best = costs.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(*scale, |(_, scale)| scale);
                         *scale = best;
                         values.iter().zip(codes).for_each(|(x, code)| *code = code_i4(*x, best));
@@ -208,6 +209,11 @@ pub(super) fn code_i4(x: f32, scale: f32) -> i8 {
     if scale == 0.0 { 0 } else { (x / scale).round_ties_even().clamp(-8.0, 7.0) as i8 }
 }
 
+/// The nearest number that f16 holds, none of which is infinite.
+fn half(scale: f32) -> f32 {
+    f16::from_f32(scale.clamp(-65504.0, 65504.0)).to_f32()
+}
+
 /// Starts of the search: what the element of the largest magnitude becomes.
 const STARTS: [f32; 14] = [-8.6, -8.3, -8.0, -7.7, -7.4, -7.1, -6.8, -6.4, -6.0, 6.2, 6.6, 7.0, 7.3, 7.6];
 
@@ -218,8 +224,7 @@ pub(super) fn scale_i4(values: &[f32], importance: Option<&[f32]>) -> f32 {
         return 0.0;
     }
     let weight = |i: usize| importance.map_or(1.0, |all| all[i]);
-    let rounded = |scale: f32| f16::from_f32(scale.clamp(-65504.0, 65504.0)).to_f32();
-    let mut best = (f32::INFINITY, rounded(most / -8.0));
+    let mut best = (f32::INFINITY, half(most / -8.0));
     for start in STARTS {
         let mut scale = most / start;
         // The codes of a scale, and the scale that suits these codes.
@@ -234,7 +239,7 @@ pub(super) fn scale_i4(values: &[f32], importance: Option<&[f32]>) -> f32 {
                 scale = xq / qq;
             }
         }
-        let scale = rounded(scale);
+        let scale = half(scale);
         let error: f32 = values
             .iter()
             .enumerate()
@@ -248,4 +253,22 @@ pub(super) fn scale_i4(values: &[f32], importance: Option<&[f32]>) -> f32 {
         }
     }
     best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_stay_numbers() {
+        // Weights at the end of what f16 scales reach, and examples whose products are infinite.
+        let values: Vec<f32> = (0..64).map(|i| (i as f32 - 31.5) * 1.6e4).collect();
+        let matrix = Matrix { rows: 1, columns: 64, values };
+        for examples in [vec![1.0; 64], vec![1e25; 64]] {
+            let made = encode_i4_for(&matrix, 32, &examples, 1);
+            assert!(made.scales.iter().all(|scale| scale.is_finite() && *scale != 0.0), "{:?}", made.scales);
+            let (noise, power) = made.loss(&matrix);
+            assert!(noise < 0.02 * power, "{noise} of {power}");
+        }
+    }
 }

@@ -40,6 +40,7 @@ mod calibration;
 mod channels;
 mod correction;
 mod dynamic;
+mod feedback;
 mod gptq;
 mod integers;
 mod latent;
@@ -51,6 +52,7 @@ mod rebalance;
 mod rewrite;
 mod site;
 mod weight_only;
+mod weights;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -135,8 +137,8 @@ pub struct GraphOptions {
     pub per_tensor: bool,
     /// 8-bit weights: ranges that need not lie around zero, with zero points; tables excepted, and convolutions with dynamic activations.
     pub asymmetric: bool,
-    /// Whether scales are searched for that cut outliers where that loses less: of bytes by the squared error, of 4 bits by what becomes of products with examples,
-    /// which needs calibration.
+    /// Whether scales are searched for that cut outliers where that loses less: of bytes by the squared error of the weights, whatever calibration has seen (with
+    /// `gptq`, weighted by the inputs), of 4 bits by what becomes of products with examples, which needs calibration.
     pub clip: bool,
     /// Whether biases make up for what the rounding of weights takes from the mean of outputs. Needs calibration.
     pub bias_correction: bool,
@@ -247,6 +249,12 @@ pub enum GraphQuantError {
         name: String,
         /// Why.
         reason: String,
+    },
+    /// Blocks of 4 bits hold 32 weights of one scale.
+    #[error("groups of {group} weights: they must be 32 or a multiple of it")]
+    Group {
+        /// The group.
+        group: usize,
     },
     /// There is nothing to do.
     #[error("the graph has no products, convolutions or tables with constant weights of {minimum} or more elements")]

@@ -58,6 +58,9 @@ impl Default for RangeObserver {
 }
 
 impl RangeObserver {
+    /// Bytes that one holds.
+    pub(super) const BYTES: u64 = BINS as u64 * 8;
+
     /// Looks at more elements.
     pub fn observe(&mut self, values: &[f32]) {
         let most = values.iter().filter(|x| x.is_finite()).fold(0.0f32, |most, x| most.max(x.abs()));
@@ -248,10 +251,20 @@ pub struct Hessian {
 }
 
 impl Hessian {
-    /// Of rows of this length.
+    /// Of rows of this length: takes the square of it times 8 bytes.
     #[must_use]
     pub fn new(columns: usize) -> Hessian {
         Hessian { columns, products: vec![0.0; columns * columns], sums: vec![0.0; columns], rows: 0 }
+    }
+
+    /// The same; none where there is no memory for it.
+    #[must_use]
+    pub fn fitting(columns: usize) -> Option<Hessian> {
+        let mut products: Vec<f64> = Vec::new();
+        let count = columns.checked_mul(columns)?;
+        products.try_reserve_exact(count).ok()?;
+        products.resize(count, 0.0);
+        Some(Hessian { columns, products, sums: vec![0.0; columns], rows: 0 })
     }
 
     /// Looks at more rows, side by side; those with infinite elements are left out.

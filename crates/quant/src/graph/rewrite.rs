@@ -4,15 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use core_tensor::op::{Binary, Cast, DequantizeLinear, Gather, Granularity, MatMul, Op, Reshape};
-use core_tensor::{BlockFormat, DType, Dim, Graph, Node, Rewriter, Tensor, ValueId, Weight};
+use core_tensor::{DType, Dim, Graph, Node, Rewriter, Tensor, ValueId, Weight};
 
-use super::bytes::{ByteRounding, I8Rows, encode_i8};
 use super::calibration::{Calibration, Host};
-use super::correction::of_outputs;
-use super::gptq::gptq_i8;
-use super::integers::{I4Groups, Matrix, transpose};
-use super::opened::Trained;
+use super::feedback::Feedbacks;
 use super::site::{Kind, Site};
+use super::weights::{Bytes, Done};
 use super::{Change, GraphOptions, GraphQuantError};
 use crate::gptq::Feedback;
 
@@ -21,38 +18,17 @@ pub(super) struct Rewriting<'a> {
     pub(super) old: &'a Graph,
     pub(super) options: &'a GraphOptions,
     pub(super) calibration: &'a Calibration,
-    host: &'a mut dyn Host,
+    pub(super) host: &'a mut dyn Host,
     pub(super) rewriter: Rewriter<'a>,
     pub(super) changes: Vec<Change>,
     /// Sites by their nodes.
-    sites: HashMap<usize, Site>,
-    /// What products read, in order.
-    inputs: Vec<ValueId>,
-    /// What was made of the last products that the host gave.
-    feedback: Option<(ValueId, Arc<Feedback>)>,
+    pub(super) sites: HashMap<usize, Site>,
+    feedbacks: Feedbacks,
     names: HashSet<String>,
-    /// Weights that were made already, by the old one and how it is read.
-    done: HashMap<(ValueId, Kind), Bytes>,
+    /// Weights that were made already.
+    pub(super) done: Done,
     /// New values for inputs of nodes that are still to come, by node and place.
     corrected: HashMap<(usize, usize), ValueId>,
-}
-
-/// A weight of signed bytes in the new graph.
-#[derive(Clone, Debug)]
-pub(super) struct Bytes {
-    pub(super) weight: ValueId,
-    pub(super) scale: ValueId,
-    /// The codes of 0; none where all are 0.
-    pub(super) zero: Option<ValueId>,
-    /// What rounding takes from the mean of each output; none where it is to stay.
-    pub(super) lost: Option<Vec<f32>>,
-}
-
-impl Bytes {
-    /// The inputs of DequantizeLinear.
-    pub(super) fn operands(&self) -> Vec<ValueId> {
-        [Some(self.weight), Some(self.scale), self.zero].into_iter().flatten().collect()
-    }
 }
 
 impl<'a> Rewriting<'a> {
@@ -63,20 +39,18 @@ impl<'a> Rewriting<'a> {
         calibration: &'a Calibration,
         host: &'a mut dyn Host,
     ) -> Rewriting<'a> {
-        let products = sites.iter().filter(|site| matches!(site.kind, Kind::Product { .. }));
         Rewriting {
             old,
             options,
             calibration,
             host,
-            inputs: products.map(|site| site.input).collect(),
-            feedback: None,
+            feedbacks: Feedbacks::new(sites),
             corrected: HashMap::new(),
             rewriter: Rewriter::new(old),
             changes: Vec::new(),
             sites: sites.iter().map(|site| (site.node, *site)).collect(),
             names: old.values().iter().map(|value| value.name.clone()).collect(),
-            done: HashMap::new(),
+            done: Done::default(),
         }
     }
 
@@ -111,7 +85,7 @@ impl<'a> Rewriting<'a> {
     }
 
     /// A constant of the new graph that may be large.
-    fn kept(&mut self, name: &str, tensor: Tensor) -> Result<ValueId, GraphQuantError> {
+    pub(super) fn kept(&mut self, name: &str, tensor: Tensor) -> Result<ValueId, GraphQuantError> {
         let tensor = self.host.keep(tensor);
         let tensor = tensor.map_err(|source| GraphQuantError::Host { name: name.to_owned(), source })?;
         Ok(self.constant(name, tensor))
@@ -119,34 +93,7 @@ impl<'a> Rewriting<'a> {
 
     /// How the inputs of a site go together.
     pub(super) fn feedback(&mut self, site: &Site) -> Result<Arc<Feedback>, GraphQuantError> {
-        let name = || self.old.value(site.input).name.clone();
-        if let Some((_, known)) = self.feedback.as_ref().filter(|(id, _)| *id == site.input) {
-            return Ok(known.clone());
-        }
-        self.feedback = None;
-        let from = self.inputs.iter().position(|id| *id == site.input).unwrap_or(0);
-        let found = self.host.hessian(&self.inputs[from..]);
-        let found = found.map_err(|source| GraphQuantError::Host { name: name(), source })?;
-        let hessian = found.ok_or_else(|| GraphQuantError::NotObserved { name: name() })?;
-        let feedback = Feedback::of(&hessian, self.options.damping);
-        let weight = || self.old.value(site.weight).name.clone();
-        let feedback = Arc::new(feedback.map_err(|source| GraphQuantError::Gptq { name: weight(), source })?);
-        self.feedback = Some((site.input, feedback.clone()));
-        Ok(feedback)
-    }
-
-    /// What rounding takes from the mean of each output, where it is to be made up for.
-    pub(super) fn lost(
-        &self,
-        site: &Site,
-        matrix: &Matrix,
-        decoded: impl FnOnce() -> Vec<f32>,
-    ) -> Result<Option<Vec<f32>>, GraphQuantError> {
-        if !self.options.bias_correction || site.kind == Kind::Table {
-            return Ok(None);
-        }
-        let means = self.calibration.channels(self.old, site.input)?.means();
-        Ok(Some(of_outputs(matrix, &decoded(), &means, site.groups(self.old))))
+        self.feedbacks.of(self.old, site, &mut *self.host, self.options.damping)
     }
 
     /// Gives a product back what rounding took from its mean: in the constant that is added to it next, or else in an addition of its own.
@@ -216,127 +163,6 @@ impl<'a> Rewriting<'a> {
     pub(super) fn input(&mut self, node: &Node, at: usize) -> Option<ValueId> {
         let id = node.inputs.get(at).copied().flatten()?;
         Some(self.rewriter.get(id))
-    }
-
-    /// The old weight's name and dtype.
-    fn of(&self, site: &Site) -> (String, DType) {
-        let value = self.old.value(site.weight);
-        (value.name.clone(), value.ty.as_tensor().map_or(DType::F32, |(dtype, _)| dtype))
-    }
-
-    fn changed(&mut self, site: &Site, name: String, shape: &[usize], to: String, (noise, power): (f64, f64)) {
-        let node = self.old.nodes().get(site.node).map(|node| node.name.clone()).unwrap_or_default();
-        let from = self.of(site).1;
-        self.changes.push(Change { name, node, shape: shape.to_vec(), from, to, noise, power });
-    }
-
-    /// A weight of signed bytes with its scales: `[inputs, outputs]` for products, as it was for others. `floor` is the least scale of each output.
-    pub(super) fn bytes(&mut self, site: &Site, floor: Option<&[f32]>) -> Result<Bytes, GraphQuantError> {
-        let key = (site.weight, site.kind);
-        if floor.is_none()
-            && let Some(done) = self.done.get(&key)
-        {
-            return Ok(done.clone());
-        }
-        let mut matrix = site.matrix(self.old)?;
-        let mut how = self.options.bytes();
-        let table = site.kind == Kind::Table;
-        how.per_tensor &= !table;
-        // Rows of tables are multiplied by their scale alone; runtimes know ConvInteger with one zero point for all.
-        let integers = site.kind == Kind::Convolution && self.options.ty == super::GraphType::Int8Dynamic;
-        how.asymmetric &= !table && !integers;
-        let product = matches!(site.kind, Kind::Product { .. });
-        let rows = if let Some(rows) = self.trained_bytes(site, &matrix, &how, floor) {
-            rows
-        } else if self.options.gptq && product {
-            let feedback = self.feedback(site)?;
-            let rounded = gptq_i8(&matrix, &feedback, &how);
-            let name = || self.old.value(site.weight).name.clone();
-            rounded.map_err(|source| GraphQuantError::Gptq { name: name(), source })?
-        } else {
-            let importance = match how.clip && product {
-                true => Some(self.calibration.channels(self.old, site.input).map(|seen| seen.squares()).ok()).flatten(),
-                false => None,
-            };
-            encode_i8(&matrix, &how, floor, importance.as_deref())
-        };
-        let loss = rows.loss(&matrix);
-        let lost = self.lost(site, &matrix, || rows.decode(matrix.columns))?;
-        matrix.values = Vec::new();
-        let made = Bytes { lost, ..self.store(site, &matrix, rows, loss)? };
-        if floor.is_none() {
-            self.done.insert(key, made.clone());
-        }
-        Ok(made)
-    }
-
-    /// The bytes that a site's weight was trained to; on scales of the floor at least.
-    fn trained_bytes(
-        &mut self,
-        site: &Site,
-        matrix: &Matrix,
-        how: &ByteRounding,
-        floor: Option<&[f32]>,
-    ) -> Option<I8Rows> {
-        let Some(Trained::Bytes(rows)) = self.trained(site) else { return None };
-        let low = |floor: &&[f32]| rows.scales.iter().zip(*floor).any(|(scale, floor)| scale < floor);
-        match floor.filter(low) {
-            None => Some(rows),
-            Some(_) => Some(encode_i8(&Matrix { values: rows.decode(matrix.columns), ..*matrix }, how, floor, None)),
-        }
-    }
-
-    /// What a site's weight was trained to.
-    pub(super) fn trained(&mut self, site: &Site) -> Option<Trained> {
-        if site.kind == Kind::Table { None } else { self.host.trained(site.weight) }
-    }
-
-    fn store(
-        &mut self,
-        site: &Site,
-        matrix: &Matrix,
-        rows: I8Rows,
-        loss: (f64, f64),
-    ) -> Result<Bytes, GraphQuantError> {
-        let (name, _) = self.of(site);
-        let old = self.old.weight_of(site.weight).map(|weight| weight.shape().to_vec()).unwrap_or_default();
-        let (shape, codes) = match site.kind {
-            Kind::Product { .. } => {
-                (vec![matrix.columns, matrix.rows], transpose(&rows.codes, matrix.rows, matrix.columns))
-            }
-            Kind::Convolution | Kind::Table => (old, rows.codes),
-        };
-        let scale_shape = match (site.kind, rows.scales.len()) {
-            (_, 1) if matrix.rows != 1 => vec![],
-            (Kind::Table, count) => vec![count, 1],
-            (_, count) => vec![count],
-        };
-        let weight = self.kept(&format!("{name}.i8"), Tensor::from_slice(&shape, &codes)?)?;
-        let scale = self.constant(&format!("{name}.scale"), Tensor::from_slice(&scale_shape, &rows.scales)?);
-        let zero = match rows.zeros.is_empty() {
-            true => None,
-            false => Some(self.constant(&format!("{name}.zero"), Tensor::from_slice(&scale_shape, &rows.zeros)?)),
-        };
-        let new = self.rewriter.graph().value(weight).name.clone();
-        self.changed(site, new, &shape, "i8".into(), loss);
-        Ok(Bytes { weight, scale, zero, lost: None })
-    }
-
-    /// A weight of 4-bit blocks, `[outputs, inputs]`.
-    pub(super) fn blocks(
-        &mut self,
-        site: &Site,
-        matrix: &Matrix,
-        groups: &I4Groups,
-        to: String,
-    ) -> Result<ValueId, GraphQuantError> {
-        let (name, _) = self.of(site);
-        let shape = [matrix.rows, matrix.columns];
-        let tensor = Tensor::from_bytes(DType::Block(BlockFormat::Q4_0), &shape, &groups.blocks())?;
-        let weight = self.kept(&format!("{name}.i4"), tensor)?;
-        let new = self.rewriter.graph().value(weight).name.clone();
-        self.changed(site, new, &shape, to, groups.loss(matrix));
-        Ok(weight)
     }
 
     /// Rows of a table of bytes, and then times their scales: only what is taken becomes floats.

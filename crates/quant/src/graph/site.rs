@@ -38,6 +38,11 @@ pub(super) fn sites(graph: &Graph, options: &GraphOptions) -> Result<Vec<Site>, 
             return Err(GraphQuantError::Quantized { op: node.op.name() });
         }
     }
+    if let GraphType::Int4 { group } = options.ty
+        && (group == 0 || !group.is_multiple_of(32))
+    {
+        return Err(GraphQuantError::Group { group });
+    }
     let found: Vec<Site> = graph
         .nodes()
         .iter()
@@ -78,12 +83,21 @@ fn site(graph: &Graph, at: usize, node: &Node, options: &GraphOptions) -> Option
 }
 
 impl Site {
-    /// The channels of what the weight is applied to: inputs of a product, channels of an image.
+    /// The channels of what the weight is applied to, as the weight has them: inputs of a product, channels of an image.
     pub(super) fn channels(&self, graph: &Graph) -> Option<usize> {
-        let shape = graph.tensor_type(self.input)?.1;
+        let shape = graph.weight_of(self.weight)?.shape();
         match self.kind {
-            Kind::Product { .. } => shape.last()?.as_num(),
-            Kind::Convolution => shape.get(1)?.as_num(),
+            Kind::Product { transposed } => shape.get(usize::from(transposed)).copied(),
+            Kind::Convolution => shape.get(1)?.checked_mul(self.groups(graph)),
+            Kind::Table => None,
+        }
+    }
+
+    /// The extent of what the weight is applied to that has them.
+    pub(super) fn axis(&self, graph: &Graph) -> Option<usize> {
+        match self.kind {
+            Kind::Product { .. } => graph.tensor_type(self.input)?.1.len().checked_sub(1),
+            Kind::Convolution => Some(1),
             Kind::Table => None,
         }
     }

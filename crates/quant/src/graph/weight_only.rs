@@ -3,11 +3,9 @@
 use core_tensor::op::{Gather, MatMul, Op};
 use core_tensor::{Graph, Node};
 
-use super::gptq::gptq_i4;
-use super::integers::{encode_i4, encode_i4_for};
-use super::opened::Trained;
 use super::rewrite::Rewriting;
 use super::site::{Kind, Site};
+use super::weights::Blocks;
 use super::{Change, GraphQuantError, GraphType};
 
 pub(super) fn quantize(mut new: Rewriting<'_>) -> Result<(Graph, Vec<Change>), GraphQuantError> {
@@ -45,25 +43,7 @@ fn dequantized(new: &mut Rewriting<'_>, node: &Node, site: &Site) -> Result<(), 
 
 /// The weight in blocks of 4 bits.
 fn grouped(new: &mut Rewriting<'_>, node: &Node, site: &Site, group: usize) -> Result<(), GraphQuantError> {
-    let (options, threads) = (new.options, new.options.threads);
-    let matrix = site.matrix(new.old)?;
-    // A group ends where a row ends: rows that are shorter than it are one group.
-    let group = if matrix.columns.is_multiple_of(group) { group } else { 32 };
-    let product = matches!(site.kind, Kind::Product { .. });
-    let groups = if let Some(Trained::Groups(groups)) = new.trained(site) {
-        groups
-    } else if product && options.gptq {
-        let feedback = new.feedback(site)?;
-        let rounded = gptq_i4(&matrix, &feedback, group, threads);
-        let name = || new.old.value(site.weight).name.clone();
-        rounded.map_err(|source| GraphQuantError::Gptq { name: name(), source })?
-    } else if product && options.clip {
-        encode_i4_for(&matrix, group, new.calibration.channels(new.old, site.input)?.examples(), threads)
-    } else {
-        encode_i4(&matrix, group, None, threads)
-    };
-    let lost = new.lost(site, &matrix, || groups.decode())?;
-    let weight = new.blocks(site, &matrix, &groups, format!("i4-g{group}"))?;
+    let Blocks { weight, lost } = new.blocks(site, group)?;
     let input = new.rewriter.get(site.input);
     let (op, inputs) = match site.kind {
         Kind::Table => (Op::Gather(Gather { axis: 0 }), [weight, input]),

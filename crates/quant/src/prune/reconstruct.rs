@@ -166,7 +166,7 @@ impl Block<'_> {
         self.row(row, |row, j| {
             if j.is_multiple_of(of) {
                 let costs: Vec<f32> = (0..of).map(|i| self.cost(row[self.start + j + i], self.start + j + i)).collect();
-                let mut cut = Cut::of_few(&costs, of - keep, &mut scratch);
+                let mut cut = Cut::of_few(&costs, of - keep.min(of), &mut scratch);
                 gone.iter_mut().zip(&costs).for_each(|(gone, cost)| *gone = cut.takes(*cost));
             }
             gone[j % of]
@@ -248,6 +248,13 @@ mod tests {
         let (mut weights, _, feedback) = matrix(5, 144);
         sparse_gpt(&mut weights, &feedback, Pattern::Groups { keep: 1, of: 3 }, 1).unwrap();
         assert!(weights.chunks(3).all(|group| zeros(group) == 2));
+        // All of them, and more than there are.
+        for keep in [3, 4] {
+            let (mut weights, _, feedback) = matrix(5, 144);
+            let before = weights.clone();
+            sparse_gpt(&mut weights, &feedback, Pattern::Groups { keep, of: 3 }, 1).unwrap();
+            assert_eq!(weights, before);
+        }
     }
 
     #[test]

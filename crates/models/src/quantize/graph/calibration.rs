@@ -34,21 +34,24 @@ pub struct CalibrationData {
     pub runs: Vec<Vec<Tensor>>,
 }
 
-/// Demands of one run over the data: all that take little memory at first, and products as far as the memory goes.
+/// Demands of one run over the data: all that take little memory at first, and products as far as the memory goes, what it takes to factor one of them included.
 pub(super) fn passes(demands: &[(ValueId, Demand)], memory: u64) -> Vec<Vec<(ValueId, Demand)>> {
-    let (large, light): (Vec<_>, Vec<_>) = demands.iter().copied().partition(|(_, demand)| demand.bytes() > 0);
+    let large = |demand: &Demand| matches!(demand, Demand::Hessian { .. });
+    let (products, light): (Vec<_>, Vec<_>) = demands.iter().copied().partition(|(_, demand)| large(demand));
+    let mut held: u64 = light.iter().map(|(_, demand)| demand.bytes()).sum();
+    let mut work = 0;
     let mut all = vec![light];
-    let mut room = memory;
-    for demand in large {
-        let bytes = demand.1.bytes();
-        let empty = all.last().is_none_or(|pass| pass.iter().all(|(_, demand)| demand.bytes() == 0));
-        if bytes > room && !empty {
+    for (id, demand) in products {
+        let first = all.last().is_none_or(|pass| !pass.iter().any(|(_, demand)| large(demand)));
+        let needs = held.saturating_add(demand.bytes()).saturating_add(demand.work().max(work));
+        if needs > memory && !first {
             all.push(Vec::new());
-            room = memory;
+            (held, work) = (0, 0);
         }
-        room = room.saturating_sub(bytes);
+        held = held.saturating_add(demand.bytes());
+        work = demand.work().max(work);
         if let Some(pass) = all.last_mut() {
-            pass.push(demand);
+            pass.push((id, demand));
         }
     }
     all.retain(|pass| !pass.is_empty());
@@ -123,10 +126,24 @@ impl Host for GraphHost<'_, '_> {
             && let Some(data) = self.data
             && let Some(at) = self.passes.iter().position(|pass| pass.iter().any(|(known, _)| known == id))
         {
-            // Before the next ones take their place. What lies before is never asked for again: both go by the order of the nodes.
+            // What is not taken now is asked for later, or never again: it is looked at once more where it is asked for.
+            let later = |id: &ValueId| upcoming.contains(id);
+            let lost: Vec<(ValueId, Demand)> = upcoming
+                .iter()
+                .filter_map(|id| Some((*id, Demand::Hessian { columns: self.held.hessian(*id)?.columns })))
+                .collect();
+            // Before the next ones take their place.
             self.held = Calibration::default();
-            if let Some(pass) = self.passes.drain(..=at).next_back() {
+            let mut before: Vec<Vec<(ValueId, Demand)>> = self.passes.drain(..=at).collect();
+            if let Some(pass) = before.pop() {
                 self.held = observe(self.graph, &pass, data, self.threads, self.steps)?;
+            }
+            before.push(lost);
+            for mut pass in before.into_iter().rev() {
+                pass.retain(|(id, _)| later(id));
+                if !pass.is_empty() {
+                    self.passes.push_front(pass);
+                }
             }
         }
         Ok(self.held.hessian(*id))
@@ -197,7 +214,10 @@ mod tests {
         demands.push((ids[3], Demand::Range));
         let lengths = |memory| passes(&demands, memory).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(lengths(1 << 20), [5]);
-        assert_eq!(lengths(2 * 512), [3, 2]);
+        let (light, product) = (Demand::Range.bytes(), demands[0].1);
+        assert_eq!((product.bytes(), product.work()), (512, 1280));
+        assert_eq!(lengths(light + 2 * 512 + 1280), [3, 2]);
+        assert_eq!(lengths(light + 2 * 512 + 1279), [2, 3]);
         // One at a time at least.
         assert_eq!(lengths(0), [2, 1, 1, 1]);
         assert!(passes(&[], 100).is_empty());

@@ -56,9 +56,10 @@ pub(super) fn shared_inputs(graph: &Graph, options: &GraphOptions) -> Result<Vec
     for site in sites(graph, options)?.into_iter().filter(|site| matches!(site.kind, Kind::Product { .. })) {
         by_value.entry(site.input).or_default().push(site);
     }
-    let all = by_value.into_iter().filter(|(_, sites)| {
-        let known = sites.iter().all(|site| site.channels(graph).is_some());
-        known && sites.iter().all(|site| counts[site.weight.index()] == 1)
+    let all = by_value.into_iter().filter(|(value, sites)| {
+        // Factors are a vector of so many.
+        let last = graph.tensor_type(*value).and_then(|(_, shape)| shape.last());
+        last.is_some_and(|last| last.as_num().is_some()) && sites.iter().all(|site| counts[site.weight.index()] == 1)
     });
     Ok(all
         .map(|(value, sites)| {

@@ -140,5 +140,5 @@ pub fn balance_demands(
     options: &GraphOptions,
 ) -> Result<Vec<(ValueId, super::Demand)>, GraphQuantError> {
     let all = shared_inputs(graph, options)?;
-    Ok(all.iter().filter_map(|shared| super::calibration::channels(graph, shared.sites.first()?)).collect())
+    Ok(all.iter().filter_map(|shared| super::calibration::channels(graph, shared.sites.first()?, true)).collect())
 }

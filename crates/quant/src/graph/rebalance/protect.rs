@@ -26,7 +26,8 @@ pub fn protect(
 ) -> Result<(Graph, Vec<Rebalanced>), GraphQuantError> {
     let mut edits = Edits::default();
     for shared in shared_inputs(graph, options)? {
-        let seen = calibration.channels(graph, shared.value)?;
+        let Some(site) = shared.sites.first() else { continue };
+        let seen = calibration.channels(graph, site)?;
         let magnitudes = seen.magnitudes();
         let columns = magnitudes.len();
         let rows = (seen.examples().len() / columns.max(1)).div_ceil(EXAMPLES).max(1);

@@ -22,7 +22,8 @@ pub fn smooth(
 ) -> Result<(Graph, Vec<Rebalanced>), GraphQuantError> {
     let mut edits = Edits::default();
     for shared in shared_inputs(graph, options)? {
-        let activations = calibration.channels(graph, shared.value)?.most();
+        let Some(site) = shared.sites.first() else { continue };
+        let activations = calibration.channels(graph, site)?.most();
         let mut weights = vec![0.0f32; activations.len()];
         for site in &shared.sites {
             largest_of_inputs(graph, site, &mut weights)?;

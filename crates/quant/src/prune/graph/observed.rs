@@ -19,13 +19,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Nothing yet; `products` take `columns²` numbers of 8 bytes.
+    /// Nothing yet; `products` take `columns²` numbers of 8 bytes, and are not observed where there is no memory for them.
     #[must_use]
     pub fn new(site: &Site, products: bool) -> Observed {
         Observed {
             kind: site.kind.clone(),
             columns: site.columns,
-            hessian: products.then(|| Hessian::new(site.columns)),
+            hessian: products.then(|| Hessian::fitting(site.columns)).flatten(),
             squares: vec![0.0; site.columns],
             rows: 0,
         }
