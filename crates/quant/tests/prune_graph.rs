@@ -1,30 +1,15 @@
 //! Pruned graphs on the reference interpreter: what is cut computes what zeros in its place do.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod support;
 
-use core_tensor::op::{Binary, Conv, LayerNormalization, MatMul, Op, Pool, PoolKind, Unary, Window};
-use core_tensor::{Bindings, DType, Dim, Graph, HostStates, Interpreter, Tensor, ValueId, Weight};
+use std::collections::HashMap;
+
+use core_tensor::op::{Binary, Conv, LayerNormalization, MatMul, Op, Pool, PoolKind, Unary};
+use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
 use polaris_quant::graph::{Matrix, observed};
 use polaris_quant::prune::graph::{Axis, NewWeight, Observed, Region, Site, rebuild, regions, sites};
 use polaris_quant::prune::{Products, least_squares, select_columns};
-
-/// SplitMix64, from -1 to 1.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn tensor(&mut self, shape: &[usize]) -> Tensor {
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
-        Tensor::from_slice(shape, &values).unwrap()
-    }
-}
+use support::{Random, first, run, window};
 
 /// A graph that is being built.
 struct Builder {
@@ -60,16 +45,6 @@ impl Builder {
     fn binary(&mut self, name: &str, op: Binary, a: ValueId, b: ValueId) -> ValueId {
         self.graph.add(name, Op::Binary(op), &[a, b]).unwrap()
     }
-}
-
-fn window(stride: usize) -> Window {
-    Window { strides: vec![stride; 2], dilations: vec![1; 2], pads_begin: vec![1; 2], pads_end: vec![1; 2] }
-}
-
-fn run(graph: &Graph, inputs: &[Tensor]) -> Vec<Tensor> {
-    let graph = Arc::new(graph.clone());
-    let mut states = HostStates::new(&graph, 1, &Bindings::new()).unwrap();
-    Interpreter::new(graph).run(&mut states, inputs).unwrap()
 }
 
 /// Two products with a bias, a gate and another branch between them: `down(silu(gate(x)) * (up(x) + b))`.
@@ -166,7 +141,7 @@ fn what_is_cut_computes_what_zeros_in_its_place_do() {
             let cut = weights(&graph, &all, region, &kept, false, None);
             let cut = rebuild(&graph, &all, &cut, &[(region, kept)]).unwrap();
             assert!(parameters(&cut) < parameters(&masked) && parameters(&masked) == parameters(&graph));
-            let outputs = [&masked, &cut].map(|graph| run(graph, std::slice::from_ref(&x))[0].to_f32().unwrap());
+            let outputs = [&masked, &cut].map(|graph| first(graph, std::slice::from_ref(&x)));
             for (a, b) in outputs[0].iter().zip(&outputs[1]) {
                 assert!((a - b).abs() < 1e-4 * (1.0 + a.abs()), "{a} {b}");
             }
@@ -224,6 +199,22 @@ fn what_something_else_reads_or_makes_stays() {
     let y = b.product("second", y, 8, 3, false);
     b.graph.output(y);
     assert!(regions(&b.graph, &sites(&b.graph)).is_empty());
+    // A bias that is computed; the region behind it can be cut.
+    let mut b = Builder::new();
+    let x = b.graph.input("x", DType::F32, &[1.into(), 3.into(), 6.into(), 6.into()]);
+    let w = b.weight("w", &[8, 3, 3, 3]);
+    let bias = b.weight("bias", &[8]);
+    let bias = b.unary("computed", Unary::Exp, bias);
+    let y = b.graph.add("first", Op::Conv(Conv { window: window(1), groups: 1 }), &[x, w, bias]).unwrap();
+    let y = b.convolution("second", y, [8, 6], 1);
+    let y = b.convolution("third", y, [6, 4], 1);
+    b.graph.output(y);
+    let all = sites(&b.graph);
+    let found = regions(&b.graph, &all);
+    assert_eq!(found.iter().map(|region| region.width).collect::<Vec<_>>(), [6]);
+    let kept = vec![0, 2, 5];
+    let new = weights(&b.graph, &all, &found[0], &kept, false, None);
+    rebuild(&b.graph, &all, &new, &[(&found[0], kept)]).unwrap();
 }
 
 #[test]
@@ -255,11 +246,11 @@ fn what_is_seen_of_a_convolution_makes_up_for_channels() {
     }
     let kept: Vec<usize> = (0..region.width).filter(|channel| channel % 4 != 0).collect();
     let x = random.tensor(&[2, 3, 8, 7]);
-    let whole = run(&graph, std::slice::from_ref(&x))[0].to_f32().unwrap();
+    let whole = first(&graph, std::slice::from_ref(&x));
     let error = |products| {
         let new = weights(&graph, &all, region, &kept, false, products);
         let cut = rebuild(&graph, &all, &new, &[(region, kept.clone())]).unwrap();
-        let found = run(&cut, std::slice::from_ref(&x))[0].to_f32().unwrap();
+        let found = first(&cut, std::slice::from_ref(&x));
         found.iter().zip(&whole).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
     };
     let (repaired, plain) = (error(Some(&products)), error(None));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use core_tensor::op::{Op, Pool};
-use core_tensor::{Dim, Graph, Node, ValueId, ValueSource};
+use core_tensor::{Dim, Graph, ValueId, ValueSource};
 
 use super::sites::{Kind, Site};
 
@@ -107,7 +107,9 @@ impl<'a> Map<'a> {
         let mut beside = Vec::new();
         let maker = *self.makers.get(&value).ok_or(Unsound)?;
         match self.sites.get(&maker) {
-            Some(site) if axis(site) == region.axis => drop(region.producers.insert(maker)),
+            Some(site) if axis(site) == region.axis && self.constant_bias(maker) => {
+                region.producers.insert(maker);
+            }
             Some(_) => return Err(Unsound),
             None => self.through(maker, region, &mut beside)?,
         }
@@ -138,7 +140,7 @@ impl<'a> Map<'a> {
             }
             Op::Pool(Pool { indices: false, .. }) if region.axis == Axis::Channels => beside.extend(&inputs),
             Op::Conv(op) if region.axis == Axis::Channels && op.groups == region.width => {
-                self.depthwise(node, region.width)?;
+                self.depthwise(at, region.width)?;
                 region.depthwise.insert(at);
                 beside.extend(inputs.first());
             }
@@ -167,13 +169,19 @@ impl<'a> Map<'a> {
         }
     }
 
+    /// Whether a convolution's bias, where it has one, can be cut.
+    fn constant_bias(&self, at: usize) -> bool {
+        let bias = self.graph.nodes().get(at).and_then(|node| node.inputs.get(2).copied().flatten());
+        bias.is_none_or(|id| self.graph.weight_of(id).is_some())
+    }
+
     /// Whether each channel of a convolution in groups meets itself alone.
-    fn depthwise(&self, node: &Node, width: usize) -> Result<(), Unsound> {
+    fn depthwise(&self, at: usize, width: usize) -> Result<(), Unsound> {
+        let node = self.graph.nodes().get(at).ok_or(Unsound)?;
         let weight = node.inputs.get(1).copied().flatten().ok_or(Unsound)?;
         let weight = self.graph.weight_of(weight).ok_or(Unsound)?;
-        let constant_bias = node.inputs.get(2).copied().flatten().is_none_or(|id| self.graph.weight_of(id).is_some());
         match weight.shape() {
-            [outputs, 1, ..] if *outputs == width && constant_bias => Ok(()),
+            [outputs, 1, ..] if *outputs == width && self.constant_bias(at) => Ok(()),
             _ => Err(Unsound),
         }
     }
