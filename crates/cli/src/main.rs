@@ -100,7 +100,9 @@ fn main() -> ExitCode {
         Err(_) => return ExitCode::FAILURE,
     };
     if let Some(message) = failure.message() {
-        output::note(&format!("error: {message}"));
+        // Names and paths come from files.
+        let lines: Vec<String> = message.lines().map(output::shown).collect();
+        output::note(&format!("error: {}", lines.join("\n")));
     }
     ExitCode::from(failure.exit_code())
 }

@@ -53,7 +53,7 @@ Examples:
 
 Types of GGUF files: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4 MXFP4_MOE Q3_K_L Q3_K_M Q3_K_S Q2_K Q2_K_S TQ2_0 TQ1_0.
 A name means the same type for each tensor as in llama.cpp; scales are searched for the least squared error. mixed is a type
-for each tensor by what its errors cost, measured on --data, so that a budget is met; charts lie beside the result.
+for each tensor by what its errors cost, measured on --data, so that a budget is met; what is quantized already or demanded of a tensor counts, too; charts lie beside the result.
 Types of graphs (.onnx, or an encoder's safetensors; written as .onnx): int8 (i8 weights, activations with ranges from calibration), int8-dynamic (ranges at
 each run), int8-weights (f32 activations), int4-g32 int4-g64 int4-g128 (4-bit weights, one scale for so many). onnxruntime runs them, too. The result appears when it is
 complete, with OUT.manifest.json beside it: sha256 of source and result, settings, the error of each tensor. `polaris verify` checks it.";

@@ -49,6 +49,10 @@ fn a_text_chooses_and_makes_up_and_the_table_tells_what_it_cost() {
     };
     let (chosen, plain) = (error(&["--sparsity", "0.5"]), error(&["--sparsity", "0.5", "--method", "magnitude"]));
     assert!(chosen > 0.0 && chosen < plain, "{chosen} {plain}");
+    let told = json(&prune(&["--sparsity", "0.5", "--skip", "ffn_(up|down)", "--json"]));
+    let settings = &told["pruned"]["settings"];
+    assert_eq!(settings["skip"][0], "ffn_(up|down)");
+    assert_eq!((&settings["calibration_context"], &settings["calibration_chunks"]), (&32.into(), &4.into()));
     assert!(error(&["--neurons", "50%"]) < error(&["--neurons", "50%", "--no-reconstruct"]));
 }
 

@@ -149,6 +149,8 @@ fn demands_for_single_tensors_are_met() {
     assert_eq!(types(&json(&quantize(&model, &again, &mixed).succeeded())), ["f32", "q8_0", "q5_0"]);
     let told = json(&quantize(&output, &again, &["--type", "mixed", "--target-size", "1MB"]).succeeded());
     assert_eq!(types(&told), ["q8_0", "q4_0", "q4_0"]);
+    quantize(&again, &output, &["--type", "mixed", "--target-size", "1MB"])
+        .failed(1, &["no tensor to choose", "--allow-requantize"]);
 }
 
 #[test]
@@ -257,6 +259,9 @@ fn language_models_are_compared_and_thresholds_are_kept_or_end_in_code_3() {
     let below = (divergence * 0.9).to_string();
     compare(&quantized, &["--max-kl", &below, "--max-ppl-ratio", "100"])
         .ends_with(3, "error: beyond the threshold: kl\n");
+    let arguments =
+        ["compare", &model, &quantized, "--data", &text, "--ctx", "32", "--chunks", "2", "--max-kl", &below];
+    assert_eq!(unread(&[&arguments[..], &["--device", "cpu"]].concat()), Some(3));
     let same = compare(&model, &["--max-kl", "0", "--min-top1", "1", "--max-error", "0"]).succeeded();
     assert!(same.contains("SQNR equal") && same.contains("threshold top1 >= 1: 1.000000, met"), "{same}");
 }

@@ -158,6 +158,10 @@ pub fn assign_mixed(
     }
     let mut lab = Lab::new(&model, options, progress)?;
     let Sorted { mut candidates, settled, kept } = candidates(&model, options, &mut lab, progress)?;
+    if candidates.is_empty() {
+        let reason = format!("there is no tensor to choose a type for{}", quantized_stays(&model, options));
+        return Err(Error::Unusable { path: input.to_owned(), reason });
+    }
     lab.probe(&mut candidates, options.probes, progress)?;
     let (decisions, measured) = match options.budget {
         MixedBudget::Divergence(limit) => meet_divergence(&lab, &mut candidates, limit, progress)?,
@@ -168,11 +172,8 @@ pub fn assign_mixed(
                 MixedBudget::Divergence(_) => 0,
             };
             let budget = Budget::Bytes(total.saturating_sub(kept));
-            let decisions = match candidates.is_empty() && kept > total {
-                true => Err(BudgetError::Bytes { least: 0, budget: 0 }),
-                false => settle(&lab, &mut candidates, budget, progress)?,
-            };
-            let decisions = decisions.map_err(|error| unmet(&model, options.budget, &candidates, kept, &error))?;
+            let decisions = settle(&lab, &mut candidates, budget, progress)?;
+            let decisions = decisions.map_err(|error| unmet(&model, options, &candidates, kept, &error))?;
             let measured = lab.measure(&candidates, &decisions, progress)?;
             if measured.is_some_and(|measured| !measured.is_finite()) {
                 let reason = "with the types that the budget allows, its predictions are no numbers".to_owned();
@@ -192,8 +193,18 @@ fn overhead(model: &Gguf) -> u64 {
     files.saturating_sub(tensors) + ALIGNMENT * model.tensors().len() as u64
 }
 
+/// What to add where less is to choose for than one may think.
+fn quantized_stays(model: &Gguf, options: &MixedOptions) -> &'static str {
+    let quantized = model.tensors().iter().any(|info| info.dtype().is_some_and(DType::is_block));
+    match quantized && !options.allow_requantize {
+        true => "; what is quantized already stays as it is without --allow-requantize",
+        false => "",
+    }
+}
+
 /// Why a budget of bytes is not met, with the smallest that could be.
-fn unmet(model: &Gguf, budget: MixedBudget, candidates: &[Candidate], kept: u64, error: &BudgetError) -> Error {
+fn unmet(model: &Gguf, options: &MixedOptions, candidates: &[Candidate], kept: u64, error: &BudgetError) -> Error {
+    let budget = options.budget;
     let (name, beside, what) = match budget {
         MixedBudget::FileBytes(_) => ("target-size", kept + overhead(model), "file"),
         MixedBudget::TensorBytes(_) => ("vram", kept, "weights"),
@@ -205,7 +216,8 @@ fn unmet(model: &Gguf, budget: MixedBudget, candidates: &[Candidate], kept: u64,
     };
     let reason = match error {
         BudgetError::Bytes { least, .. } => {
-            format!("with the smallest types the {what} would take {} bytes, and there are {given}", least + beside)
+            let (least, more) = (least + beside, quantized_stays(model, options));
+            format!("with the smallest types the {what} would take {least} bytes, and there are {given}{more}")
         }
         BudgetError::Choices(at) => {
             let name = candidates.get(*at).map_or("", |candidate| &candidate.name);

@@ -132,7 +132,7 @@ fn reason(candidate: &Candidate, decision: &Decision) -> String {
 }
 
 impl MixedReport {
-    /// The types of the tensors by their names: those that were chosen, and of a report that comes from [`assign_mixed`] and not from a file, those of all
+    /// The types of the tensors by their names: those that were chosen, and of a report that comes from [`assign_mixed`](super::assign_mixed) and not from a file, those of all
     /// others.
     #[must_use]
     pub fn types(&self) -> Vec<(String, DType)> {
