@@ -12,6 +12,7 @@ use core_tensor::block::{
 use core_tensor::{BlockFormat, DType};
 
 use crate::block::{self, Codes, EncodeError, Encoder};
+use crate::dot::dot;
 use crate::graph::Hessian;
 
 /// Rows that are rounded side by side: what is read of the factor serves all of them, and as many blocks of 32 are searched at once.
@@ -184,19 +185,6 @@ pub(crate) fn inverse_factor(mut a: Vec<f64>, k: usize) -> Result<Vec<f32>, usiz
     Ok(u)
 }
 
-/// Eight sums side by side.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a_chunks, a_rest) = a.as_chunks::<8>();
-    let (b_chunks, b_rest) = b.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
-}
-
 /// Whether [`encode`] makes up for errors in this dtype; the others are so fine that it would not show.
 #[must_use]
 pub fn has_feedback(dtype: DType) -> bool {
@@ -343,15 +331,7 @@ fn scales<B: Encoder + Codes<LEN>, const LEN: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers between -1 and 1.
-    fn random(seed: u64) -> impl FnMut() -> f32 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        move || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        }
-    }
+    use crate::random::random;
 
     /// Inputs of which neighbours go together, `[rows, k]`, and the sums of their products.
     fn inputs(rows: usize, k: usize) -> (Vec<f32>, Vec<f32>) {

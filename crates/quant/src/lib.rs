@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod dot;
 pub mod gptq;
 pub mod graph;
 mod importance;
@@ -30,6 +31,8 @@ pub mod mixed;
 mod mixture;
 pub mod plot;
 pub mod prune;
+#[cfg(test)]
+mod random;
 pub mod reconstruct;
 
 pub use importance::{Importance, Importances};

@@ -11,7 +11,7 @@ use polaris_quant::graph::{
     ByteRounding, Calibration, Demand, GraphOptions, GraphQuantError, GraphType, Hessian, Host, HostError, I8Rows,
     Matrix, Trained, demands, encode_i8, quantize, quantize_with, smooth,
 };
-use support::{Random, calibrated, first, options, seen, window};
+use support::{Given, Random, calibrated, first, options, seen, window};
 
 const MATMUL: Op = Op::MatMul(MatMul { transpose_b: true });
 
@@ -212,19 +212,6 @@ fn groups_are_whole_blocks() {
     for group in [0, 1, 16, 48] {
         let found = quantize(&graph, &options(GraphType::Int4 { group }), &Calibration::default());
         assert!(matches!(found, Err(GraphQuantError::Group { group: refused }) if refused == group));
-    }
-}
-
-/// Gives integers that were trained.
-struct Given(BTreeMap<ValueId, Trained>);
-
-impl Host for Given {
-    fn hessian(&mut self, _: &[ValueId]) -> Result<Option<Arc<Hessian>>, HostError> {
-        Ok(None)
-    }
-
-    fn trained(&mut self, weight: ValueId) -> Option<Trained> {
-        self.0.get(&weight).cloned()
     }
 }
 

@@ -1,17 +1,12 @@
 //! Latent weights: what they decode to, and that training them against a layer's outputs lowers the error.
 
+#[path = "../src/random.rs"]
+mod random;
+
 use core_tensor::{BlockFormat, DType, decode_f32};
 use polaris_quant::block::{ENCODED, EncodeError};
 use polaris_quant::reconstruct::{Latent, Rates, Rounding, can_train};
-
-/// Numbers between -1 and 1.
-fn random(seed: u64) -> impl FnMut() -> f32 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-}
+use random::random;
 
 /// A layer, `[ROWS, COLUMNS]`, and inputs that go together.
 struct Layer {

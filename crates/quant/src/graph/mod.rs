@@ -68,6 +68,8 @@ pub use integers::{I4Groups, Matrix, encode_i4, encode_i4_for};
 pub use latent::LatentIntegers;
 pub use observer::{ActivationScale, Hessian, Range, RangeMethod, RangeObserver};
 pub use opened::{Opened, Trained, open};
+pub(crate) use site::{read_matrix, weighted};
+
 pub use rebalance::{Rebalanced, balance_demands, equalize, protect, smooth};
 
 use crate::gptq::FeedbackError;

@@ -1,7 +1,7 @@
 //! Where a graph has weights that can be quantized.
 
 use core_tensor::op::{Gather, Op};
-use core_tensor::{DType, Graph, Node, ValueId, ValueSource};
+use core_tensor::{DType, Graph, Node, ValueId, ValueSource, Weight, WeightError};
 
 use super::integers::{Matrix, transpose_into};
 use super::{GraphOptions, GraphQuantError, GraphType};
@@ -57,16 +57,13 @@ pub(super) fn sites(graph: &Graph, options: &GraphOptions) -> Result<Vec<Site>, 
 }
 
 fn site(graph: &Graph, at: usize, node: &Node, options: &GraphOptions) -> Option<Site> {
-    let (first, second) = (node.inputs.first().copied().flatten()?, node.inputs.get(1).copied().flatten()?);
-    let (kind, input, weight) = match node.op {
-        Op::MatMul(op) => (Kind::Product { transposed: op.transpose_b }, first, second),
-        Op::Conv(_) if options.convolutions => (Kind::Convolution, first, second),
-        Op::Gather(Gather { axis: 0 }) if options.tables => (Kind::Table, second, first),
+    let (kind, place) = match node.op {
+        Op::MatMul(op) => (Kind::Product { transposed: op.transpose_b }, 1),
+        Op::Conv(_) if options.convolutions => (Kind::Convolution, 1),
+        Op::Gather(Gather { axis: 0 }) if options.tables => (Kind::Table, 0),
         _ => return None,
     };
-    let stored = graph.weight_of(weight)?;
-    let float = matches!(stored.dtype(), DType::F32 | DType::F16 | DType::BF16);
-    let computed = !matches!(graph.value(input).source, ValueSource::Weight(_));
+    let (input, weight, stored) = weighted(graph, node, place)?;
     let count: usize = stored.shape().iter().product();
     let fits = match (kind, options.ty) {
         (Kind::Convolution, GraphType::Int4 { .. }) => false,
@@ -79,7 +76,39 @@ fn site(graph: &Graph, at: usize, node: &Node, options: &GraphOptions) -> Option
         (Kind::Table, GraphType::Int4 { .. }) => stored.shape().len() == 2 && stored.row_len().is_multiple_of(32),
         _ => stored.shape().len() == 2,
     };
-    (float && computed && fits && count >= options.minimum.max(1)).then_some(Site { node: at, kind, input, weight })
+    (fits && count >= options.minimum.max(1)).then_some(Site { node: at, kind, input, weight })
+}
+
+/// The computed one of a node's first two inputs, and the other, which is a constant of floats.
+pub(crate) fn weighted<'a>(graph: &'a Graph, node: &Node, place: usize) -> Option<(ValueId, ValueId, &'a Weight)> {
+    let id = |at: usize| node.inputs.get(at).copied().flatten();
+    let (input, weight) = (id(1 - place.min(1))?, id(place)?);
+    let stored = graph.weight_of(weight)?;
+    let float = matches!(stored.dtype(), DType::F32 | DType::F16 | DType::BF16);
+    let computed = !matches!(graph.value(input).source, ValueSource::Weight(_));
+    (float && computed).then_some((input, weight, stored))
+}
+
+/// A weight as a matrix, whose rows are those of its first extent, or of its last where it is `turned`.
+pub(crate) fn read_matrix(weight: &Weight, turned: bool) -> Result<Matrix, WeightError> {
+    let (count, length) = (weight.row_count(), weight.row_len());
+    let step = (AT_ONCE / length.max(1)).max(1);
+    let mut values = if turned { vec![0.0; count * length] } else { Vec::with_capacity(count * length) };
+    for first in (0..count).step_by(step) {
+        let rows = first..(first + step).min(count);
+        let part = weight.rows_f32(rows.clone())?;
+        weight.release_rows(rows.clone());
+        if turned {
+            transpose_into(&part, rows.len(), length, &mut values[first..], count);
+        } else {
+            values.extend(part);
+        }
+    }
+    if turned {
+        return Ok(Matrix { rows: length, columns: count, values });
+    }
+    let rows = weight.shape().first().copied().unwrap_or(1);
+    Ok(Matrix { rows, columns: values.len() / rows.max(1), values })
 }
 
 impl Site {
@@ -115,29 +144,12 @@ impl Site {
         let name = || graph.value(self.weight).name.clone();
         let missing = || GraphQuantError::NotObserved { name: name() };
         let weight = graph.weight_of(self.weight).ok_or_else(missing)?;
-        let failed = |source| GraphQuantError::Weight { name: name(), source };
-        let (count, length) = (weight.row_count(), weight.row_len());
-        let step = (AT_ONCE / length.max(1)).max(1);
-        let turned = self.kind == (Kind::Product { transposed: false });
-        let mut values = if turned { vec![0.0; count * length] } else { Vec::with_capacity(count * length) };
-        for first in (0..count).step_by(step) {
-            let rows = first..(first + step).min(count);
-            let part = weight.rows_f32(rows.clone()).map_err(failed)?;
-            weight.release_rows(rows.clone());
-            if !part.iter().all(|value| value.is_finite()) {
-                return Err(GraphQuantError::NotFinite { name: name() });
-            }
-            if turned {
-                transpose_into(&part, rows.len(), length, &mut values[first..], count);
-            } else {
-                values.extend(part);
-            }
+        let matrix = read_matrix(weight, self.kind == (Kind::Product { transposed: false }));
+        let matrix = matrix.map_err(|source| GraphQuantError::Weight { name: name(), source })?;
+        match matrix.values.iter().all(|value| value.is_finite()) {
+            true => Ok(matrix),
+            false => Err(GraphQuantError::NotFinite { name: name() }),
         }
-        if turned {
-            return Ok(Matrix { rows: length, columns: count, values });
-        }
-        let rows = weight.shape().first().copied().unwrap_or(1);
-        Ok(Matrix { rows, columns: values.len() / rows.max(1), values })
     }
 }
 

@@ -3,11 +3,14 @@
 // Each test compiles this and uses a part of it.
 #![allow(dead_code, reason = "shared by tests that each use a part")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use core_tensor::op::Window;
 use core_tensor::{Bindings, Graph, HostStates, Interpreter, Tensor, ValueId};
-use polaris_quant::graph::{Calibration, Demand, GraphOptions, GraphType, demands, observed};
+use polaris_quant::graph::{
+    Calibration, Demand, GraphOptions, GraphType, Hessian, Host, HostError, Trained, demands, observed,
+};
 
 /// SplitMix64, and numbers that are about normal.
 pub(crate) struct Random(pub(crate) u64);
@@ -68,6 +71,19 @@ pub(crate) fn seen(graph: &Graph, demands: &[(ValueId, Demand)], runs: &[Vec<Ten
         }
     }
     calibration
+}
+
+/// Gives integers that were trained.
+pub(crate) struct Given(pub(crate) BTreeMap<ValueId, Trained>);
+
+impl Host for Given {
+    fn hessian(&mut self, _: &[ValueId]) -> Result<Option<Arc<Hessian>>, HostError> {
+        Ok(None)
+    }
+
+    fn trained(&mut self, weight: ValueId) -> Option<Trained> {
+        self.0.get(&weight).cloned()
+    }
 }
 
 pub(crate) fn window(stride: usize) -> Window {

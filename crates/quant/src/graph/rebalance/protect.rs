@@ -6,6 +6,7 @@ use super::super::bytes::encode_i8;
 use super::super::integers::{Matrix, encode_i4};
 use super::super::{Calibration, GraphOptions, GraphQuantError, GraphType};
 use super::{Edits, Rebalanced, shared_inputs};
+use crate::dot::dot;
 
 /// Exponents that are tried, from 0 on.
 const EXPONENTS: usize = 10;
@@ -87,17 +88,4 @@ fn change(matrix: &Matrix, factors: &[f32], examples: &[&[f32]], options: &Graph
     }
     let products = differences.chunks_exact(k).flat_map(|row| examples.iter().map(|x| dot(row, x)));
     products.map(|product| f64::from(product).powi(2)).sum()
-}
-
-/// Eight sums side by side.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a_chunks, a_rest) = a.as_chunks::<8>();
-    let (b_chunks, b_rest) = b.as_chunks::<8>();
-    let mut sums = [0.0f32; 8];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..8 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }

@@ -1,10 +1,10 @@
 //! Where a graph has matrices.
 
 use core_tensor::op::{Op, Window};
-use core_tensor::{DType, Graph, Node, ValueId, ValueSource};
+use core_tensor::{Graph, Node, ValueId};
 
 use super::GraphPruneError;
-use crate::graph::Matrix;
+use crate::graph::{Matrix, read_matrix, weighted};
 
 /// What a node does with its weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +39,7 @@ pub fn sites(graph: &Graph) -> Vec<Site> {
 }
 
 fn site(graph: &Graph, at: usize, node: &Node) -> Option<Site> {
-    let (input, weight) = (node.inputs.first().copied().flatten()?, node.inputs.get(1).copied().flatten()?);
-    let stored = graph.weight_of(weight)?;
-    if !matches!(stored.dtype(), DType::F32 | DType::F16 | DType::BF16)
-        || matches!(graph.value(input).source, ValueSource::Weight(_))
-    {
-        return None;
-    }
+    let (input, weight, stored) = weighted(graph, node, 1)?;
     let (kind, rows, columns) = match (&node.op, stored.shape()) {
         (Op::MatMul(op), [a, b]) => {
             let (rows, columns) = if op.transpose_b { (*a, *b) } else { (*b, *a) };
@@ -75,13 +69,11 @@ impl Site {
     /// # Errors
     /// When it cannot be read.
     pub fn matrix(&self, graph: &Graph) -> Result<Matrix, GraphPruneError> {
-        let values = floats(graph, self.weight)?;
-        Ok(match self.kind {
-            Kind::Product { transposed: false } => {
-                Matrix { rows: self.columns, columns: self.rows, values }.transposed()
-            }
-            _ => Matrix { rows: self.rows, columns: self.columns, values },
-        })
+        let Some(weight) = graph.weight_of(self.weight) else {
+            return Ok(Matrix { rows: 0, columns: self.columns, values: Vec::new() });
+        };
+        let matrix = read_matrix(weight, self.kind == (Kind::Product { transposed: false }));
+        matrix.map_err(|source| GraphPruneError::Weight { name: graph.value(self.weight).name.clone(), source })
     }
 
     /// Extents and elements as the node wants them of a matrix of so many outputs.
