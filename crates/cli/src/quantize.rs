@@ -1,7 +1,5 @@
 //! `polaris quantize`: a model made smaller.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -17,18 +15,17 @@ use models::quantize::{
 };
 use polaris_quant::graph::GraphType;
 use polaris_quant::{AssignOptions, Mixture, UnknownMixture};
-use serde::Serialize;
 use serde_json::json;
 
 use crate::failure::Failure;
 use crate::generate::read_text;
 use crate::interrupt::Interrupt;
-use crate::manifest::{manifest_path, size_line, write_whole};
+use crate::manifest::{self, manifest_path, write_whole};
 use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
-use crate::output::{self, bytes, shown};
+use crate::output;
 use crate::quantize_graph::{Common, GraphArguments};
-use crate::reconstruct::{self, Reconstruct};
+use crate::reconstruct::Reconstruct;
 
 /// Tokens of a chunk of a text that calibrates.
 const CALIBRATION_CONTEXT: usize = 512;
@@ -189,7 +186,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if let Some(report) = &mixed {
             return if arguments.json { output::write_json(report) } else { output::write(&mixed::as_text(report)) };
         }
-        return show_plan(&planned(arguments, &options)?, arguments.json);
+        return manifest::show_plan(&planned(arguments, &options)?, arguments.json);
     }
     // What cannot be done is told before a text runs for hours.
     planned(arguments, &options)?;
@@ -291,7 +288,7 @@ fn finish(manifest: Manifest, arguments: &Arguments) -> Result<(), Failure> {
         value["charts"] = json!(charts);
         return output::write_json(&value);
     }
-    output::write(&(manifest.mixed.as_ref().map_or(String::new(), mixed::as_text) + &as_text(&manifest)))
+    output::write(&(manifest.mixed.as_ref().map_or(String::new(), mixed::as_text) + &manifest::as_text(&manifest)))
 }
 
 /// The model with the text that is to run through it.
@@ -359,64 +356,4 @@ fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, F
         options.access = FileAccess::Read;
     }
     Ok(options)
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Sum {
-    tensors: usize,
-    bytes: u64,
-}
-
-fn show_plan(planned: &[Planned], as_json: bool) -> Result<(), Failure> {
-    let mut sums: BTreeMap<String, Sum> = BTreeMap::new();
-    for tensor in planned {
-        let sum = sums.entry(tensor.to.to_string()).or_default();
-        sum.tensors += 1;
-        sum.bytes += tensor.bytes();
-    }
-    let total: u64 = sums.values().map(|sum| sum.bytes).sum();
-    if as_json {
-        let tensor = |t: &Planned| {
-            let (from, to) = (t.from.to_string(), t.to.to_string());
-            json!({"name": t.name, "shape": t.shape, "from": from, "to": to, "bytes": t.bytes()})
-        };
-        let tensors: Vec<_> = planned.iter().map(tensor).collect();
-        return output::write_json(&json!({"bytes": total, "types": sums, "tensors": tensors}));
-    }
-    let mut text = String::new();
-    for tensor in planned {
-        let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
-        let (from, to) = (tensor.from.to_string(), tensor.to.to_string());
-        let _ = writeln!(
-            text,
-            "{from:>6} -> {to:<6} {:>9}  {} [{}]",
-            bytes(tensor.bytes()),
-            shown(&tensor.name),
-            shape.join(", ")
-        );
-    }
-    for (name, sum) in &sums {
-        let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
-    }
-    let _ = writeln!(text, "{} of tensors", bytes(total));
-    output::write(&text)
-}
-
-fn as_text(manifest: &Manifest) -> String {
-    let mut text = String::new();
-    let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
-    for tensor in &manifest.tensors {
-        let sum = sums.entry(&tensor.to).or_default();
-        sum.tensors += 1;
-        sum.bytes += tensor.bytes;
-    }
-    for (name, sum) in &sums {
-        let _ = writeln!(text, "{name:>6}: {} tensors, {}", sum.tensors, bytes(sum.bytes));
-    }
-    text += &manifest.reconstruction.as_ref().map_or(String::new(), reconstruct::as_text);
-    if let Some(worst) = manifest.worst().filter(|worst| worst.relative_error > 0.0) {
-        let (name, error) = (&worst.name, worst.relative_error * 100.0);
-        let _ = writeln!(text, "the largest error of a tensor is {error:.2} % ({}, {})", shown(name), worst.to);
-    }
-    text + &size_line(manifest)
 }

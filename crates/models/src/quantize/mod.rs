@@ -7,6 +7,7 @@ mod mixed;
 mod plan;
 mod reconstruct;
 pub(crate) mod tensors;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,12 +26,14 @@ use tensors::Job;
 pub(crate) use plan::{model_facts, plan_of};
 
 pub use imatrix_file::{read_importances, write_importances};
-pub use manifest::{FeedbackSettings, FileRecord, GraphSettings, Manifest, Problem, Settings, TensorRecord, Verified};
+pub use manifest::{FeedbackSettings, FileRecord, GraphSettings, Manifest, Settings, TensorRecord};
 pub use mixed::{MixedBudget, MixedData, MixedOptions, MixedProgress, MixedReport, MixedTensor, Probes, assign_mixed};
 pub use plan::{Planned, TensorType, plan, tensor_dtype};
 pub use reconstruct::{
     LayerReport, OnReconstruct, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
 };
+
+pub use verify::{Problem, Verified};
 
 /// `general.quantization_version` (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
