@@ -260,11 +260,11 @@ impl Hessian {
     /// The same; none where there is no memory for it.
     #[must_use]
     pub fn fitting(columns: usize) -> Option<Hessian> {
-        let mut products: Vec<f64> = Vec::new();
-        let count = columns.checked_mul(columns)?;
-        products.try_reserve_exact(count).ok()?;
-        products.resize(count, 0.0);
-        Some(Hessian { columns, products, sums: vec![0.0; columns], rows: 0 })
+        // Zeros that nobody has written take no memory yet: half of them stay so.
+        let mut room: Vec<f64> = Vec::new();
+        room.try_reserve_exact(columns.checked_mul(columns)?).ok()?;
+        drop(room);
+        Some(Hessian::new(columns))
     }
 
     /// Looks at more rows, side by side; those with infinite elements are left out.
