@@ -142,6 +142,41 @@ fn a_threshold_that_a_graph_misses_ends_in_code_3_even_where_nobody_reads() {
 }
 
 #[test]
+fn trained_integers_give_more_of_what_the_graph_gave() {
+    let folder = Folder::new();
+    let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
+    let output = folder.path().join("small.onnx").display().to_string();
+    let input = format!("x={data}/2.npy");
+    let sqnr = |ty: &str, more: &[&str]| -> (f64, Value) {
+        let told =
+            polaris(&[&["quantize", &model, &output, "--type", ty, "--calibrate", &data, "--json"], more].concat());
+        let told = json(&told.succeeded());
+        let found =
+            polaris(&["compare", &model, &output, "--input", &input, "--device", "cpu", "--runs", "1", "--json"]);
+        (json(&found.succeeded())["outputs"][0]["sqnr_decibels"].as_f64().unwrap(), told)
+    };
+    for (ty, gained) in [("int4-g32", 3.0), ("int8-weights", 1.0)] {
+        let (trained, told) = sqnr(ty, &["--reconstruct", "--steps", "60", "--batch", "4"]);
+        let report = &told["reconstruction"];
+        let layer = &report["layers"][0];
+        assert!(layer["after"].as_f64() < layer["before"].as_f64(), "{report}");
+        assert_eq!((report["steps"].as_u64(), report["chunks"].as_u64()), (Some(60), Some(4)), "{report}");
+        polaris(&["verify", &format!("{output}.manifest.json")]).succeeded();
+        // Data are used by the search for scales alone here.
+        let (rounded, _) = sqnr(ty, &["--awq"]);
+        assert!(trained > rounded + gained, "{ty}: {trained} dB trained, {rounded} dB not");
+    }
+    let refused = |more: &[&str], with: &str| {
+        let base = ["quantize", &model, &output, "--type", "int8", "--reconstruct"];
+        polaris(&[&base[..], more].concat()).failed(2, &[with]);
+    };
+    refused(&[], "--calibrate");
+    refused(&["--calibrate", &data, "--bias-correction"], "--bias-correction");
+    refused(&["--calibrate", &data, "--per-tensor"], "--per-tensor");
+    refused(&["--calibrate", &data, "--distill-steps", "3"], "--distill-steps is for GGUF files");
+}
+
+#[test]
 fn damping_decides_how_products_are_made_up_for() {
     let folder = Folder::new();
     let (model, data) = (two_layers(&folder), data(&folder).display().to_string());
