@@ -115,3 +115,16 @@ fn convolutions_compute_what_they_did_in_training() {
     let x = random.tensor(&[1, 3, 7, 6]);
     trained(&graph, &options(GraphType::Int8Weights), &x, 3);
 }
+
+#[test]
+fn a_weight_that_is_read_in_two_ways_is_refused() {
+    let mut random = Random(5);
+    let mut graph = Graph::new("ways");
+    let x = graph.input("x", DType::F32, &[4.into(), 32.into()]);
+    let w = weight(&mut graph, &mut random, "both.w", &[32, 32]);
+    let y = graph.add("first", Op::MatMul(MatMul { transpose_b: false }), &[x, w]).unwrap();
+    let y = graph.add("second", Op::MatMul(MatMul { transpose_b: true }), &[y, w]).unwrap();
+    graph.output(y);
+    let error = open(&graph, &options(GraphType::Int8Weights)).unwrap_err().to_string();
+    assert!(error.contains("both.w") && error.contains("two ways"), "{error}");
+}

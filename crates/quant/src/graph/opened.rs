@@ -70,7 +70,8 @@ fn has_vector(op: &Op, place: usize) -> bool {
 /// Tables are rounded, and stay. Matrices of products are `[outputs, inputs]` in the opened graph.
 ///
 /// # Errors
-/// When there is nothing to quantize, a weight cannot be read, or the options ask for zero points or one scale for all, which are not trained.
+/// When there is nothing to quantize, a weight cannot be read or is read as it lies and transposed, or the options ask for zero points or one scale for all, which
+/// are not trained.
 pub fn open(graph: &Graph, options: &GraphOptions) -> Result<Opened, GraphQuantError> {
     let sites = sites(graph, options)?;
     let by_node: HashMap<usize, Site> = sites.iter().map(|site| (site.node, *site)).collect();
@@ -79,13 +80,21 @@ pub fn open(graph: &Graph, options: &GraphOptions) -> Result<Opened, GraphQuantE
     let mut parameters = Vec::new();
     // Matrices by their weights, and tables.
     let mut known: BTreeMap<Place, ValueId> = BTreeMap::new();
+    let mut kinds: HashMap<ValueId, Kind> = HashMap::new();
     for site in &sites {
         let place = Place { weight: site.weight, table: site.kind == Kind::Table };
+        let name = &graph.value(site.weight).name;
         if known.contains_key(&place) {
+            if !place.table && kinds.get(&site.weight) != Some(&site.kind) {
+                let reason = "it is read in two ways, and is not trained for both".to_owned();
+                return Err(GraphQuantError::Observation { name: name.clone(), reason });
+            }
             continue;
         }
+        if !place.table {
+            kinds.insert(site.weight, site.kind);
+        }
         let matrix = site.matrix(graph)?;
-        let name = &graph.value(site.weight).name;
         let stored = graph.weight_of(site.weight).map(|weight| weight.shape().to_vec()).unwrap_or_default();
         let shape = if matches!(site.kind, Kind::Product { .. }) { vec![matrix.rows, matrix.columns] } else { stored };
         let rounded = round(&matrix, site, options);
