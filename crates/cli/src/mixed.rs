@@ -44,7 +44,7 @@ pub(crate) struct Mixed {
     /// Chunks that each measurement takes [default: 2]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
     probe_chunks: Option<u32>,
-    /// Measure attention and feed-forward of a layer at once instead of each tensor: faster, and coarser
+    /// Measure attention and feed-forward of a layer at once instead of each tensor: faster, and coarser; types coarser than that are measured for each tensor
     #[arg(long, requires = "data")]
     probe_parts: bool,
 }

@@ -172,8 +172,9 @@ impl GraphArguments {
     }
 
     /// Refuses what training does not go together with.
-    fn check_reconstruct(&self) -> Result<(), Failure> {
+    fn check_reconstruct(&self, ty: GraphType) -> Result<(), Failure> {
         let refused = [
+            (self.clip && matches!(ty, GraphType::Int4 { .. }), "--clip: --reconstruct trains scales of 4 bits"),
             (self.bias_correction, "--bias-correction: --reconstruct trains biases"),
             (self.per_tensor, "--per-tensor: --reconstruct trains a scale for each output"),
             (self.asymmetric, "--asymmetric: --reconstruct trains weights around 0"),
@@ -189,7 +190,7 @@ impl GraphArguments {
         }
         self.check(ty, common.reconstruct.is_some())?;
         if common.reconstruct.is_some() {
-            self.check_reconstruct()?;
+            self.check_reconstruct(ty)?;
         }
         let mut bindings = Bindings::new();
         self.extents.iter().for_each(|(name, n)| bindings.set(name, *n));

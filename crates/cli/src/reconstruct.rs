@@ -156,12 +156,15 @@ impl Reconstruct {
 pub(crate) fn as_text(report: &ReconstructReport) -> String {
     let count = report.layers.len().max(1) as f64;
     let mean = |of: &dyn Fn(&models::quantize::LayerReport) -> f64| report.layers.iter().map(of).sum::<f64>() / count;
-    let what = if report.context == 0 { "the graph's" } else { "the layers'" };
+    // A graph is trained as a whole.
+    let (what, of) = match report.context {
+        0 => ("the graph's", String::new()),
+        _ => ("the layers'", format!(" (means over {} layers)", report.layers.len())),
+    };
     let mut text = format!(
-        "{what} outputs were off by {:.3e} of their power, and are by {:.3e} (means over {} of them)\n",
+        "{what} outputs were off by {:.3e} of their power, and are by {:.3e}{of}\n",
         mean(&|layer| layer.before),
-        mean(&|layer| layer.after),
-        report.layers.len()
+        mean(&|layer| layer.after)
     );
     if let (Some(first), Some(last)) = (report.distillation.first(), report.distillation.last()) {
         text += &format!("the predictions' divergence was {first:.4}, and {last:.4} in the last step\n");

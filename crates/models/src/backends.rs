@@ -90,6 +90,13 @@ pub struct BackendOptions {
     pub profile: bool,
 }
 
+impl BackendOptions {
+    /// The processor, with activations as the file says: what weights are measured and trained with.
+    pub(crate) fn exact(threads: usize) -> BackendOptions {
+        BackendOptions { device: Device::Cpu, threads: Some(threads), activations: Activations::F32, profile: false }
+    }
+}
+
 /// Backends to run a model on.
 #[derive(Clone)]
 pub struct Opened {

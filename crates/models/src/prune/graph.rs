@@ -16,7 +16,7 @@ use polaris_runtime::{Executable, ExecutableOptions};
 
 use super::{NamePattern, PruneReport, PruneSettings, PruneStep, PrunedTensor};
 use crate::Error;
-use crate::backends::{self, Activations, BackendOptions, Device};
+use crate::backends::{self, BackendOptions};
 use crate::quantize::graph::{CalibrationData, GraphModel, initializers};
 use crate::quantize::tensors::differences;
 use crate::quantize::{FileRecord, Manifest, QuantizeProgress, Settings};
@@ -305,13 +305,7 @@ impl<'a> Work<'a> {
         let inputs: Vec<ValueId> = inputs.into_iter().collect();
         let mut seen: HashMap<usize, Observed> =
             sites.iter().map(|site| (site.node, Observed::new(site, products))).collect();
-        let backend = BackendOptions {
-            device: Device::Cpu,
-            threads: Some(self.options.threads),
-            activations: Activations::F32,
-            profile: false,
-        };
-        let opened = backends::open(&backend)?;
+        let opened = backends::open(&BackendOptions::exact(self.options.threads))?;
         let executable =
             Executable::load(&opened.backends, observed(graph, &inputs), ExecutableOptions::default(), &mut |_, _| {
                 ControlFlow::Continue(())

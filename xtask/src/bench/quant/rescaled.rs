@@ -113,6 +113,17 @@ mod tests {
                 }
             }
         }
+        // Two neurons: what goes up comes down, and the gate undoes the norm alone.
+        let (mut up, mut down, mut gate, mut norm) = (vec![1.0; 2 * 4], vec![1.0; 2], vec![1.0; 2 * 4], vec![1.0; 4]);
+        groups.rescale("blk.0.ffn_up.weight", 4, &mut up);
+        groups.rescale("blk.0.ffn_gate.weight", 4, &mut gate);
+        groups.rescale("blk.0.ffn_down.weight", 2, &mut down);
+        groups.rescale("blk.0.ffn_norm.weight", 4, &mut norm);
+        for (at, (up, gate)) in up.iter().zip(&gate).enumerate() {
+            let (neuron, column) = (at / 4, at % 4);
+            assert!((up * norm[column] * down[neuron] - 1.0).abs() < 1e-5);
+            assert!((gate * norm[column] - 1.0).abs() < 1e-5 && *gate != 1.0);
+        }
         let mut embedding = vec![1.0; 4];
         groups.rescale("token_embd.weight", 4, &mut embedding);
         assert_eq!(embedding, [1.0; 4]);

@@ -12,7 +12,7 @@ use polaris_runtime::{Executable, ExecutableOptions};
 use super::GraphModel;
 use super::spill::Spill;
 use crate::Error;
-use crate::backends::{self, Activations, BackendOptions, Device};
+use crate::backends::{self, BackendOptions};
 use crate::bert::{self, Text, Tokens, name};
 use crate::quantize::QuantizeProgress;
 
@@ -87,9 +87,7 @@ pub(super) fn observe(
     values.sort_unstable();
     values.dedup();
     let outputs = graph.outputs().len();
-    let backend =
-        BackendOptions { device: Device::Cpu, threads: Some(threads), activations: Activations::F32, profile: false };
-    let opened = backends::open(&backend)?;
+    let opened = backends::open(&BackendOptions::exact(threads))?;
     let executable =
         Executable::load(&opened.backends, observed(graph, &values), ExecutableOptions::default(), &mut |_, _| {
             ControlFlow::Continue(())

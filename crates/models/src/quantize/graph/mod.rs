@@ -170,7 +170,9 @@ pub fn quantize_graph(
         (reconstructed, trained, report) = (Some(found.graph), found.trained, Some(found.report));
     }
     let graph_before = reconstructed.as_ref().unwrap_or(graph_before);
-    let demands = graph::demands(graph_before, &options.graph).map_err(|error| model.unusable(error))?;
+    // Scales that were trained are not searched for, and nothing is to be looked at for that.
+    let graph_options = GraphOptions { clip: options.graph.clip && report.is_none(), ..options.graph.clone() };
+    let demands = graph::demands(graph_before, &graph_options).map_err(|error| model.unusable(error))?;
     let balancing = options.balance.smooth.is_some() || options.balance.protect;
     let used = data.filter(|_| !demands.is_empty() || balancing || options.reconstruct.is_some());
     let mut passes = VecDeque::from(calibration::passes(&demands, options.memory));
@@ -185,7 +187,7 @@ pub fn quantize_graph(
     let spill = Spill::new(output, options.memory / 4);
     let mut host = GraphHost { graph: graph_before, data, threads, passes, held, spill, trained, steps: &mut steps };
     host.steps.next("weights")?;
-    let quantized = graph::quantize_with(graph_before, &options.graph, &calibration, &mut host);
+    let quantized = graph::quantize_with(graph_before, &graph_options, &calibration, &mut host);
     let (new, changes) = quantized.map_err(|error| match error {
         // What the host was stopped by.
         GraphQuantError::Host { source, .. } if source.is::<Error>() => {

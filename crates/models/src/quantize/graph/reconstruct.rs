@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use core_tensor::op::{Binary, Op, Reduce, ReduceKind, Reshape, Transpose};
-use core_tensor::{DType, Dim, Graph, Tensor, ValueId};
-use polaris_gradient::backward;
-use polaris_quant::graph::{GraphOptions, GraphType, Opened, Trained, open};
+use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
+use polaris_quant::graph::{GraphOptions, GraphQuantError, GraphType, Opened, Trained, open};
 use polaris_quant::reconstruct::Rates;
 use polaris_runtime::{Executable, ExecutableOptions};
 
 use super::calibration::{CalibrationData, Steps};
 use super::{GraphModel, GraphQuantizeOptions};
 use crate::Error;
-use crate::backends::{self, Activations, BackendOptions, Device};
+use crate::backends::{self, BackendOptions};
+use crate::quantize::reconstruct::layers::{add, differentiate, power};
 use crate::quantize::reconstruct::random::Random;
+use crate::quantize::reconstruct::{check_counts, check_rates};
 use crate::quantize::{LayerReport, ReconstructReport};
 
 /// Runs on which errors are measured.
@@ -49,19 +51,8 @@ impl GraphReconstructOptions {
     /// # Errors
     /// When a number makes no sense.
     fn check(&self) -> Result<(), Error> {
-        let wrong = |name, reason: &str| Err(Error::Option { name, reason: reason.to_owned() });
-        if self.steps == 0 || self.steps > 1_000_000 {
-            return wrong("steps", "it is not between 1 and 1000000");
-        }
-        if self.batch == 0 {
-            return wrong("batch", "it is 0");
-        }
-        for (name, rate) in [("rate", self.rate), ("scale_rate", self.scale_rate), ("vector_rate", self.vector_rate)] {
-            if !(0.0..=1.0).contains(&rate) {
-                return wrong(name, "it is not between 0 and 1");
-            }
-        }
-        Ok(())
+        check_counts(&[("batch", self.batch)], self.steps)?;
+        check_rates(&[("rate", self.rate), ("scale_rate", self.scale_rate), ("vector_rate", self.vector_rate)])
     }
 }
 
@@ -121,6 +112,8 @@ pub(super) fn reconstruct(
 
 /// The graph's weights in training, and the programs.
 struct Trainer {
+    /// The model's file.
+    path: PathBuf,
     opened: Opened,
     /// From inputs and parameters to outputs.
     forward: Executable,
@@ -146,13 +139,7 @@ impl Trainer {
         data: &CalibrationData,
         steps: &mut Steps<'_>,
     ) -> Result<Trainer, Error> {
-        let backend = BackendOptions {
-            device: Device::Cpu,
-            threads: Some(options.threads),
-            activations: Activations::F32,
-            profile: false,
-        };
-        let opened = backends::open(&backend)?;
+        let opened = backends::open(&BackendOptions::exact(options.threads))?;
         let load = |graph: Graph| {
             let go_on = &mut |_, _| ControlFlow::Continue(());
             Executable::load(&opened.backends, graph, ExecutableOptions::default(), go_on)
@@ -173,10 +160,16 @@ impl Trainer {
         }
         drop(float);
         let trained = open(graph, options).map_err(|error| model.unusable(error))?;
-        let with_gradient = with_gradient(&trained, &compared)?;
-        let with_gradient = with_gradient.map_err(|reason| model.unusable(reason))?;
-        let (forward, gradient) = (load(trained.graph.clone())?, load(with_gradient)?);
-        Ok(Trainer { opened: trained, forward, gradient, compared, outputs: outputs.len(), targets })
+        let (forward, gradient) = (load(trained.graph.clone())?, load(with_gradient(&trained, &compared)?)?);
+        Ok(Trainer {
+            path: model.path.clone(),
+            opened: trained,
+            forward,
+            gradient,
+            compared,
+            outputs: outputs.len(),
+            targets,
+        })
     }
 
     /// The mean over runs of the squared error relative to the target's squares.
@@ -197,7 +190,8 @@ impl Trainer {
     }
 
     fn parameters(&self) -> Result<Vec<Tensor>, Error> {
-        self.opened.tensors().map_err(|error| Error::Unusable { path: "".into(), reason: error.to_string() })
+        let failed = |error: GraphQuantError| Error::Unusable { path: self.path.clone(), reason: error.to_string() };
+        self.opened.tensors().map_err(failed)
     }
 
     /// The gradients of the mean relative error over some runs by the parameters.
@@ -215,21 +209,10 @@ impl Trainer {
             }
             // The outputs, the loss, the gradients.
             let found = self.gradient.run(&inputs)?.into_iter().skip(self.outputs + 1);
-            if sums.is_empty() {
-                sums = found.map(|gradient| gradient.to_vec()).collect::<Result<_, _>>()?;
-                continue;
-            }
-            for (sum, gradient) in sums.iter_mut().zip(found) {
-                sum.iter_mut().zip(gradient.elements::<f32>()?.iter()).for_each(|(sum, more)| *sum += more);
-            }
+            add(&mut sums, found)?;
         }
         Ok(sums)
     }
-}
-
-/// The squares' sum; of nothing, something.
-fn power(x: &[f32]) -> f64 {
-    x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().max(1e-20)
 }
 
 impl Target {
@@ -254,8 +237,10 @@ impl Target {
 
 /// The opened graph with the loss and its gradients by the parameters as outputs behind its own. Further inputs for each output that is compared: the target, and
 /// f32 `[1]` what errors and errors of means over positions (the extent before the last of three or more: what embeddings are made of) are multiplied with.
-fn with_gradient(opened: &Opened, compared: &[usize]) -> Result<Result<Graph, String>, Error> {
+fn with_gradient(opened: &Opened, compared: &[usize]) -> Result<Graph, Error> {
     let mut graph = opened.graph.clone();
+    let zero = Weight::stored(Tensor::from_slice(&[1, 1], &[0.0f32])?);
+    let mut loss = graph.weight("loss.begin", zero);
     let mut losses = Vec::new();
     for at in compared {
         let y = graph.outputs()[*at];
@@ -273,13 +258,11 @@ fn with_gradient(opened: &Opened, compared: &[usize]) -> Result<Result<Graph, St
             losses.push(squares(&mut graph, mean, scales[1])?);
         }
     }
-    let mut losses = losses.into_iter();
-    let Some(mut loss) = losses.next() else { return Ok(Err("nothing is compared".to_owned())) };
     for more in losses {
         loss = graph.add("loss", Op::Binary(Binary::Add), &[loss, more])?;
     }
     graph.output(loss);
-    Ok(backward(&graph, loss, None, &opened.parameters).map_err(|error| error.to_string()))
+    differentiate(&graph, loss, None, &opened.parameters)
 }
 
 /// The sum of the squares of `x · scale`, `[1, 1]`.

@@ -172,7 +172,7 @@ pub fn assign_mixed(
                 MixedBudget::Divergence(_) => 0,
             };
             let budget = Budget::Bytes(total.saturating_sub(kept));
-            let decisions = settle(&lab, &mut candidates, budget, progress)?;
+            let decisions = lab.settle(&mut candidates, budget, progress)?;
             let decisions = decisions.map_err(|error| unmet(&model, options, &candidates, kept, &error))?;
             let measured = lab.measure(&candidates, &decisions, progress)?;
             if measured.is_some_and(|measured| !measured.is_finite()) {
@@ -317,21 +317,51 @@ fn probe(choices: &[Choice], shape: &[usize]) -> usize {
     (0..choices.len()).filter(coarse).min_by_key(by_bytes).unwrap_or(0)
 }
 
-/// The assignment for a budget, of which no type is coarser than what was measured: where one is, it is measured, and types are chosen again.
+impl Candidate {
+    /// Whether a choice is so much coarser than all that was measured that nobody knows what it costs.
+    fn is_unknown(&self, choice: usize) -> bool {
+        /// Errors so much larger than a measured one are believed to cost in proportion.
+        const BELIEVED: f64 = 1.25;
+        let coarsest = self.measured.iter().map(|choice| self.errors[*choice]).fold(0.0, f64::max);
+        self.errors[choice] > BELIEVED * coarsest
+    }
+
+    /// Takes in what a choice was measured to cost; those that are coarser still cost more in proportion.
+    fn learn(&mut self, choice: usize, cost: f64) {
+        let error = self.errors[choice];
+        for (other, of) in self.choices.iter_mut().zip(&self.errors) {
+            if *of >= error {
+                other.cost = cost * of / error;
+            }
+        }
+        self.measured.push(choice);
+    }
+}
+
+/// The assignment for a budget, of which no type is coarser than what was measured: where one is, `measure` says what it costs, and types are chosen again.
 fn settle(
-    lab: &Lab<'_>,
     candidates: &mut [Candidate],
     budget: Budget,
-    progress: &mut MixedProgress<'_>,
+    measure: &mut dyn FnMut(&Candidate, DType) -> Result<f64, Error>,
 ) -> Result<Result<Vec<Decision>, BudgetError>, Error> {
-    const ROUNDS: usize = 4;
-    for _ in 0..ROUNDS {
-        let Ok(decisions) = choose(candidates, budget) else { break };
-        if !lab.correct(candidates, &decisions, progress)? {
+    // Each round but the last measures a choice that none has measured before.
+    loop {
+        let decisions = match choose(candidates, budget) {
+            Ok(decisions) => decisions,
+            unmet => return Ok(unmet),
+        };
+        let mut corrected = false;
+        for (candidate, decision) in candidates.iter_mut().zip(&decisions) {
+            if candidate.is_unknown(decision.choice) {
+                let cost = measure(candidate, candidate.choices[decision.choice].dtype)?;
+                candidate.learn(decision.choice, cost);
+                corrected = true;
+            }
+        }
+        if !corrected {
             return Ok(Ok(decisions));
         }
     }
-    Ok(choose(candidates, budget))
 }
 
 fn choose(candidates: &[Candidate], budget: Budget) -> Result<Vec<Decision>, BudgetError> {
@@ -350,7 +380,7 @@ fn meet_divergence(
     let unmet = |reason: String| Error::Option { name: "max-kl", reason };
     let (mut target, mut best) = (limit, None);
     for _ in 0..ROUNDS {
-        let decisions = match settle(lab, candidates, Budget::Cost(target), progress)? {
+        let decisions = match lab.settle(candidates, Budget::Cost(target), progress)? {
             // As good as it gets: perhaps it is enough.
             Err(BudgetError::Cost { least, .. }) => choose(candidates, Budget::Cost(least)),
             found => found,
@@ -378,6 +408,42 @@ fn meet_divergence(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of 2, 4 and 8 bits with errors of 9, 1 and 0.01 %; the probe of 4 bits cost `sensitivity` of its error.
+    fn candidate(name: &str, sensitivity: f64) -> Candidate {
+        let errors = vec![0.09, 0.01, 0.0001];
+        let choice = |(bytes, error): (u64, &f64)| Choice { dtype: DType::F16, bytes, cost: sensitivity * error };
+        Candidate {
+            name: name.to_owned(),
+            shape: vec![1, 32],
+            from: DType::F32,
+            choices: [8, 16, 32].into_iter().zip(&errors).map(choice).collect(),
+            errors,
+            measured: vec![1],
+            sensitivity,
+        }
+    }
+
+    #[test]
+    fn types_coarser_than_the_probe_are_measured_before_they_are_taken() {
+        // By the probes 2 bits are cheapest for the first; in truth they break the model, and the second bears them.
+        let mut candidates = [candidate("super", 0.5), candidate("other", 1.0)];
+        let mut measured = Vec::new();
+        let decisions = settle(&mut candidates, Budget::Bytes(24), &mut |candidate, _| {
+            measured.push(candidate.name.clone());
+            Ok(if candidate.name == "super" { 5.0 } else { 0.1 })
+        });
+        let chosen: Vec<usize> = decisions.unwrap().unwrap().iter().map(|decision| decision.choice).collect();
+        assert_eq!((measured, chosen), (vec!["super".to_owned(), "other".to_owned()], vec![1, 0]));
+        assert_eq!((candidates[0].choices[0].cost, candidates[0].choices[1].cost), (5.0, 0.005));
+        // What was measured is measured once.
+        let again = settle(&mut candidates, Budget::Bytes(24), &mut |_, _| unreachable!());
+        assert_eq!(again.unwrap().unwrap()[1].choice, 0);
+        assert!(matches!(
+            settle(&mut candidates, Budget::Bytes(15), &mut |_, _| unreachable!()).unwrap(),
+            Err(BudgetError::Bytes { least: 16, .. })
+        ));
+    }
 
     #[test]
     fn probes_are_coarse_but_of_three_bits() {

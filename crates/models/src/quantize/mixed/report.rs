@@ -81,6 +81,9 @@ pub(super) fn report(
         .zip(decisions)
         .map(|(candidate, decision)| {
             let choice = candidate.choices[decision.choice];
+            let relative_error = candidate.errors[decision.choice];
+            // That of the choice: types coarser than the probe were measured themselves.
+            let sensitivity = if relative_error > 0.0 { choice.cost / relative_error } else { candidate.sensitivity };
             MixedTensor {
                 name: candidate.name.clone(),
                 shape: candidate.shape.clone(),
@@ -88,8 +91,8 @@ pub(super) fn report(
                 to: choice.dtype.to_string(),
                 bytes: choice.bytes,
                 bits: bits(&candidate.shape, choice.bytes),
-                relative_error: candidate.errors[decision.choice],
-                sensitivity: candidate.sensitivity,
+                relative_error,
+                sensitivity,
                 cost: choice.cost,
                 reason: reason(candidate, decision),
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use core_tensor::{Backend, DType, Tensor, decode_f32};
 use loader_gguf::Gguf;
 use polaris_quant::block::encode_with_threads;
-use polaris_quant::mixed::Decision;
+use polaris_quant::mixed::{Budget, BudgetError, Decision};
 
 use super::overlay::Overlay;
 use super::{Candidate, MixedOptions, MixedProgress, Probes};
@@ -193,38 +193,22 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Measures what was chosen and is coarser than all that was measured of a tensor; whether a cost was found to be another.
-    pub(super) fn correct(
+    /// The assignment for a budget, of types that were measured or are finer.
+    pub(super) fn settle(
         &self,
         candidates: &mut [Candidate],
-        decisions: &[Decision],
+        budget: Budget,
         progress: &mut MixedProgress<'_>,
-    ) -> Result<bool, Error> {
-        /// Errors so much larger than a measured one are believed to cost in proportion.
-        const BELIEVED: f64 = 1.25;
-        let Some(runs) = &self.runs else { return Ok(false) };
-        let mut corrected = false;
-        let count = candidates.len();
-        for (i, (candidate, decision)) in candidates.iter_mut().zip(decisions).enumerate() {
-            let error = candidate.errors[decision.choice];
-            let coarsest = candidate.measured.iter().map(|choice| candidate.errors[*choice]).fold(0.0, f64::max);
-            if candidate.measured.contains(&decision.choice) || error <= BELIEVED * coarsest {
-                continue;
-            }
-            if progress(i, count, &candidate.name).is_break() {
+    ) -> Result<Result<Vec<Decision>, BudgetError>, Error> {
+        let Some(runs) = &self.runs else { return Ok(super::choose(candidates, budget)) };
+        let (count, mut done) = (candidates.len(), 0);
+        super::settle(candidates, budget, &mut |candidate, dtype| {
+            if progress(done, count, &format!("{} as {dtype}", candidate.name)).is_break() {
                 return Err(Error::Cancelled);
             }
-            let dtype = candidate.choices[decision.choice].dtype;
-            let divergence = self.divergence(runs, &[(&candidate.name, dtype)])?.min(BROKEN);
-            for (choice, other) in candidate.choices.iter_mut().zip(&candidate.errors) {
-                if *other >= error {
-                    choice.cost = divergence * other / error;
-                }
-            }
-            candidate.measured.push(decision.choice);
-            corrected = true;
-        }
-        Ok(corrected)
+            done = (done + 1).min(count);
+            Ok(self.divergence(runs, &[(&candidate.name, dtype)])?.min(BROKEN))
+        })
     }
 
     /// The divergence of a whole assignment; none without a text.

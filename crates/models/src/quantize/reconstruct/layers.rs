@@ -12,7 +12,7 @@ use polaris_runtime::{Executable, ExecutableOptions};
 use super::ReconstructOptions;
 use super::weights::LayerWeights;
 use crate::Error;
-use crate::backends::{self, Activations, BackendOptions, Device};
+use crate::backends::{self, BackendOptions};
 use crate::llama::trained::{self, Parameter, Part};
 use crate::llama::{Layer, LlamaConfig};
 
@@ -49,13 +49,7 @@ impl<'a> Layers<'a> {
         config: &'a LlamaConfig,
         options: &ReconstructOptions,
     ) -> Result<Layers<'a>, Error> {
-        let backend = BackendOptions {
-            device: Device::Cpu,
-            threads: Some(options.threads),
-            activations: Activations::F32,
-            profile: false,
-        };
-        let backends = backends::open(&backend)?.backends;
+        let backends = backends::open(&BackendOptions::exact(options.threads))?.backends;
         Ok(Layers { model, config, backends, context: options.context, programs: Vec::new(), current: None })
     }
 
@@ -196,20 +190,26 @@ impl<'a> Layers<'a> {
             if let Some(found) = outputs.next() {
                 loss += found.elements::<f32>()?.iter().map(|loss| f64::from(*loss)).sum::<f64>();
             }
-            if sums.is_empty() {
-                sums = outputs.map(|gradient| gradient.to_vec()).collect::<Result<_, _>>()?;
-            } else {
-                for (sum, gradient) in sums.iter_mut().zip(outputs) {
-                    sum.iter_mut().zip(gradient.elements::<f32>()?.iter()).for_each(|(sum, more)| *sum += more);
-                }
-            }
+            add(&mut sums, outputs)?;
         }
         Ok((loss, sums))
     }
 }
 
-/// The squares of a token's activations; of one that has none, something.
-fn power(x: &[f32]) -> f64 {
+/// Adds gradients to those of other chunks; none are nothing yet.
+pub(in crate::quantize) fn add(sums: &mut Vec<Vec<f32>>, gradients: impl Iterator<Item = Tensor>) -> Result<(), Error> {
+    if sums.is_empty() {
+        *sums = gradients.map(|gradient| gradient.to_vec()).collect::<Result<_, _>>()?;
+        return Ok(());
+    }
+    for (sum, gradient) in sums.iter_mut().zip(gradients) {
+        sum.iter_mut().zip(gradient.elements::<f32>()?.iter()).for_each(|(sum, more)| *sum += more);
+    }
+    Ok(())
+}
+
+/// The sum of squares; of zeros, something.
+pub(in crate::quantize) fn power(x: &[f32]) -> f64 {
     x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().max(1e-20)
 }
 
@@ -242,7 +242,7 @@ fn with_gradient(part: &Part) -> Result<Graph, Error> {
     differentiate(&graph, part.y, Some(dy), &by)
 }
 
-pub(super) fn differentiate(
+pub(in crate::quantize) fn differentiate(
     graph: &Graph,
     of: ValueId,
     cotangent: Option<ValueId>,

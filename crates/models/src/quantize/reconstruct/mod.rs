@@ -8,7 +8,7 @@
 
 mod chunks;
 mod distillation;
-mod layers;
+pub(super) mod layers;
 pub(super) mod random;
 mod weights;
 
@@ -84,17 +84,9 @@ impl ReconstructOptions {
     /// # Errors
     /// When a number makes no sense.
     fn check(&self) -> Result<(), Error> {
-        let wrong = |name, reason: &str| Err(Error::Option { name, reason: reason.to_owned() });
-        for (name, n) in [("context", self.context), ("chunks", self.chunks), ("batch", self.batch)] {
-            if n == 0 {
-                return wrong(name, "it is 0");
-            }
-        }
-        if self.steps == 0 || self.steps > 1_000_000 {
-            return wrong("steps", "it is not between 1 and 1000000");
-        }
-        if self.distill_steps > 1_000_000 {
-            return wrong("distill_steps", "it is not between 0 and 1000000");
+        check_counts(&[("context", self.context), ("chunks", self.chunks), ("batch", self.batch)], self.steps)?;
+        if self.distill_steps > MOST_STEPS {
+            return wrong("distill_steps", format!("it is not between 0 and {MOST_STEPS}"));
         }
         let rates = [
             ("rate", self.rate),
@@ -102,13 +94,33 @@ impl ReconstructOptions {
             ("vector_rate", self.vector_rate),
             ("distill_rate", self.distill_rate),
         ];
-        for (name, rate) in rates {
-            if !(0.0..=1.0).contains(&rate) {
-                return wrong(name, "it is not between 0 and 1");
-            }
-        }
-        Ok(())
+        check_rates(&rates)
     }
+}
+
+/// Steps of the optimizer at most.
+const MOST_STEPS: usize = 1_000_000;
+
+fn wrong(name: &'static str, reason: impl Into<String>) -> Result<(), Error> {
+    Err(Error::Option { name, reason: reason.into() })
+}
+
+/// Fails where there are no steps or too many, or nothing of something else.
+pub(super) fn check_counts(counts: &[(&'static str, usize)], steps: usize) -> Result<(), Error> {
+    if let Some((name, _)) = counts.iter().find(|(_, n)| *n == 0) {
+        return wrong(name, "it is 0");
+    }
+    if (1..=MOST_STEPS).contains(&steps) {
+        Ok(())
+    } else {
+        wrong("steps", format!("it is not between 1 and {MOST_STEPS}"))
+    }
+}
+
+/// Fails where a rate is none.
+pub(super) fn check_rates(rates: &[(&'static str, f32)]) -> Result<(), Error> {
+    let found = rates.iter().find(|(_, rate)| !(0.0..=1.0).contains(rate));
+    found.map_or(Ok(()), |(name, _)| wrong(name, "it is not between 0 and 1"))
 }
 
 /// What became of a layer.
