@@ -174,6 +174,8 @@ fn trained_integers_give_more_of_what_the_graph_gave() {
     refused(&["--calibrate", &data, "--bias-correction"], "--bias-correction");
     refused(&["--calibrate", &data, "--per-tensor"], "--per-tensor");
     refused(&["--calibrate", &data, "--distill-steps", "3"], "--distill-steps is for GGUF files");
+    polaris(&["quantize", &model, &output, "--type", "int4-g32", "--reconstruct", "--clip", "--calibrate", &data])
+        .failed(2, &["--clip"]);
 }
 
 #[test]
