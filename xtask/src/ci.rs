@@ -1,10 +1,8 @@
 //! `cargo xtask ci`: everything that continuous integration checks, in one run.
 
 use std::collections::BTreeSet;
-use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,7 +10,7 @@ use serde_json::Value;
 
 use crate::arguments::Arguments;
 use crate::tools::{self, PYTHON};
-use crate::{cache, command, fetch, gcn4, onnx_cases, vulkan};
+use crate::{cache, command, fetch, gcn4, onnx_cases, publish, vulkan};
 
 pub(crate) const USAGE: &str = "cargo xtask ci [STEP..]
 
@@ -81,7 +79,7 @@ const STEPS: &[(&str, Step)] = &[
         onnx_cases::fetch().map(drop)
     }),
     ("doc", doc),
-    ("package", package),
+    ("package", |_| publish::check(cargo)),
     ("shaders", shaders),
     ("gcn4", |_| gcn4::main(Arguments::new(["--check".to_owned()]))),
     ("widths", widths),
@@ -93,6 +91,8 @@ fn cargo() -> Command {
     let mut cargo = command::cargo();
     cargo.env("CARGO_INCREMENTAL", "0");
     cargo.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only").env("CARGO_PROFILE_TEST_DEBUG", "line-tables-only");
+    // As in the manifest: what is checked in one workspace serves in another.
+    cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
     cargo
 }
 
@@ -103,72 +103,6 @@ fn clippy(_: &mut Tests) -> Result<(), String> {
 
 fn doc(_: &mut Tests) -> Result<(), String> {
     command::run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
-}
-
-/// Packages the crates that are published and builds each from its package. The tree is taken as
-/// it is: what is not committed yet is checked, too.
-fn package(_: &mut Tests) -> Result<(), String> {
-    let target = command::target_directory().join("package-check");
-    let mut package = cargo();
-    package.args(["package", "--workspace", "--allow-dirty", "--target-dir"]).arg(&target);
-    // What is built here never runs.
-    package.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0").env("CARGO_PROFILE_DEV_DEBUG", "none");
-    let metadata = command::output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    for crate_ in crates(&metadata)? {
-        if crate_.published {
-            forget(&crate_, &target)?;
-        } else {
-            package.args(["--exclude", &crate_.name]);
-        }
-    }
-    command::run(&mut package)
-}
-
-/// Removes what earlier runs left of a crate's package. Cargo takes a package of the same name and version for the same package:
-/// without this, crates would be built against yesterday's.
-fn forget(crate_: &Crate, target: &Path) -> Result<(), String> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
-    // The names of registries that are folders, as that of the packages is, have nothing before the dash.
-    let unpacked = entries(&home.join("registry/src"), |name| name.starts_with('-'));
-    let unpacked = unpacked.into_iter().map(|registry| registry.join(format!("{}-{}", crate_.name, crate_.version)));
-    let built = entries(&target.join("debug/.fingerprint"), |name| {
-        name.strip_prefix(&crate_.name).is_some_and(|rest| rest.starts_with('-') && !rest[1..].contains('-'))
-    });
-    for folder in unpacked.chain(built).filter(|folder| folder.exists()) {
-        fs::remove_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    }
-    Ok(())
-}
-
-/// The entries of a folder with certain names; none if there is no folder.
-fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(&wanted)).map(|entry| entry.path()).collect()
-}
-
-/// A crate of the workspace.
-#[derive(Debug, PartialEq, Eq)]
-struct Crate {
-    name: String,
-    version: String,
-    /// Whether it does not say `publish = false`.
-    published: bool,
-}
-
-/// The workspace's crates, from cargo's metadata.
-fn crates(metadata: &str) -> Result<Vec<Crate>, String> {
-    let metadata: Value = serde_json::from_str(metadata).map_err(|error| format!("cargo metadata: {error}"))?;
-    let packages = metadata["packages"].as_array();
-    let packages = packages.ok_or("cargo metadata lists no packages")?;
-    Ok(packages
-        .iter()
-        .filter_map(|package| {
-            let text = |key: &str| package[key].as_str().map(str::to_owned);
-            let published = !package["publish"].as_array().is_some_and(Vec::is_empty);
-            Some(Crate { name: text("name")?, version: text("version")?, published })
-        })
-        .collect())
 }
 
 /// The shaders' compiler is in no other step: it is C++, and off by default.
@@ -342,19 +276,6 @@ mod tests {
         assert_eq!(test_targets(&metadata(&[&first, &second])).unwrap(), ["cli", "conformance", "onnx_nodes"]);
         assert_eq!(test_targets(&metadata(&[&second])).unwrap_err(), "the workspace has no test conformance");
         assert!(test_targets("{}").is_err());
-    }
-
-    #[test]
-    fn only_what_says_publish_false_is_left_out_of_packaging() {
-        let metadata = r#"{"packages": [{"name": "a", "version": "1.0.0", "publish": null},
-            {"name": "b", "version": "0.1.0", "publish": []}, {"name": "c", "version": "2.0.0", "publish": ["x"]}]}"#;
-        let read: Vec<(String, bool)> = crates(metadata)
-            .unwrap()
-            .into_iter()
-            .map(|crate_| (crate_.name + " " + &crate_.version, crate_.published))
-            .collect();
-        assert_eq!(read, [("a 1.0.0".to_owned(), true), ("b 0.1.0".to_owned(), false), ("c 2.0.0".to_owned(), true)]);
-        assert!(crates("{}").is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod fetch;
 mod gcn4;
 mod onnx_cases;
 mod package;
+mod publish;
 mod shaders;
 mod tools;
 mod vulkan;

@@ -1,12 +1,10 @@
 //! The commands that run encoders, on tiny models (`crates/models/tests/encoders`).
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
+use crate::support::{self, Folder, polaris, polaris_with_input};
 use serde_json::Value;
-use support::{Folder, polaris, polaris_with_input};
 
 fn model(name: &str) -> String {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/encoders");

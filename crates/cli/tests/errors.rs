@@ -1,10 +1,8 @@
 //! Wrong input ends in one clear message and the right exit code.
 
-mod support;
-
 use std::fs;
 
-use support::{Folder, polaris, polaris_with_input};
+use crate::support::{self, Folder, polaris, polaris_with_input};
 
 #[test]
 fn every_command_has_help_with_examples() {

@@ -1,12 +1,10 @@
 //! `polaris estimate` on a tiny model, on a file whose weights are holes, and on what is no model.
 
-mod support;
-
 use std::fs::OpenOptions;
 use std::time::{Duration, Instant};
 
+use crate::support::{Folder, polaris};
 use serde_json::Value;
-use support::{Folder, polaris};
 
 fn json(arguments: &[&str]) -> Value {
     let text = polaris(arguments).succeeded();

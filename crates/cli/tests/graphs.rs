@@ -1,13 +1,11 @@
 //! The commands that work on any graph, on a small model that the tests write.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Folder, npy, polaris};
 use core_tensor::op::{Binary, MatMul, Op, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, Weight};
-use support::{Folder, npy, polaris};
 
 /// `y = tanh(x·W)`, `z = y + y`; x is `[rows, 3]`.
 fn model(folder: &Folder) -> PathBuf {

@@ -1,11 +1,9 @@
 //! `polaris optimize`, on a small model that the tests write.
 
-mod support;
-
+use crate::support::{Folder, polaris};
 use core_tensor::op::{Binary, MatMul, Op, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, Weight};
 use serde_json::Value;
-use support::{Folder, polaris};
 
 /// `silu(x·W)`, spelled out, its sigmoid shared if asked for: then it cannot go.
 fn model(folder: &Folder, shared: bool) -> String {

@@ -1,11 +1,9 @@
 //! `prune` as a command: what it prints, writes and refuses.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::{Folder, polaris};
 use serde_json::Value;
-use support::{Folder, polaris};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))

@@ -1,9 +1,7 @@
 //! `quantize`, `verify` and `imatrix` as commands: what they print, write and refuse.
 
-mod support;
-
+use crate::support::{Folder, command, polaris, unread};
 use serde_json::Value;
-use support::{Folder, command, polaris, unread};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))

@@ -1,14 +1,12 @@
 //! `quantize` on graphs: what it writes, which data it takes, and what it refuses.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Folder, npy, polaris, two_layers, unread, values};
 use core_tensor::FileAccess;
 use loader_onnx::{ImportOptions, OnnxModel};
 use serde_json::Value;
-use support::{Folder, npy, polaris, two_layers, unread, values};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))

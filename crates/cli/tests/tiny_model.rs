@@ -1,12 +1,10 @@
 //! The commands on a tiny model with arbitrary weights: what they print, and where.
 
-mod support;
-
 use std::io::Read;
 use std::process::Stdio;
 
+use crate::support::{self, Folder, command, polaris, polaris_with_input};
 use serde_json::Value;
-use support::{Folder, command, polaris, polaris_with_input};
 
 fn json(text: &str) -> Value {
     assert_eq!(text.lines().count(), 1, "one line: {text}");

@@ -3,10 +3,13 @@
 //!
 //! `cargo run -p polaris-pipelines --example write_tiny_models -- FOLDER`
 
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/pruned/mod.rs"]
 mod pruned;
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/quantized/mod.rs"]
 mod quantized;
+#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;
 

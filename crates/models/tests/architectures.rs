@@ -1,13 +1,11 @@
 //! The logits of tiny models, against those that llama.cpp computes in f32 (`fixtures/llama_cpp_logits.cpp`).
 
-mod tiny;
-
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::tiny::{self, Spec};
 use core_tensor::{Backend, ReferenceBackend};
 use models::llama::{KvDType, Llama, LlamaOptions};
-use tiny::Spec;
 
 fn options() -> LlamaOptions {
     LlamaOptions { kv_dtype: KvDType::F32, ..LlamaOptions::default() }

@@ -1,12 +1,10 @@
 //! What metadata and tensors must say, and the messages when they do not.
 
-mod tiny;
-
+use crate::tiny::{self, Spec, spec};
 use core_tensor::op::RopeScaling;
 use loader_gguf::{ArrayBuf, GgmlType, Gguf, GgufWriter, Value};
 use models::Error;
 use models::llama::{Architecture, KvDType, LlamaConfig, build};
-use tiny::{Spec, spec};
 
 /// A model with some keys set to something else (given first, so that they are the ones that stay) and some left out.
 fn with_keys(spec: &Spec, keys: &[(&str, Value<'_>)], without: &[&str]) -> Gguf {

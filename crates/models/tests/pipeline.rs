@@ -1,7 +1,6 @@
 //! The pipeline on tiny models, with the reference backend.
 
-mod tiny;
-
+use crate::tiny;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

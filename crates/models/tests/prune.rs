@@ -1,8 +1,7 @@
 //! Pruning small models: what lies in the file, what it computes, and what is refused.
 
-mod pruned;
-mod tiny;
-
+use crate::pruned;
+use crate::tiny;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! Quantizing a small model: what lies in the file, what the manifest says, and what is refused.
 
-mod tiny;
-
+use crate::tiny;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

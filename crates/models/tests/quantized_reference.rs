@@ -1,9 +1,8 @@
 //! What is quantized here runs in llama.cpp: its logits on the very files (`fixtures/llama_cpp_logits.cpp`) are ours.
 #![cfg(feature = "cpu")]
 
-mod quantized;
-mod tiny;
-
+use crate::quantized;
+use crate::tiny;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Reconstruction of tiny models: errors go down, and the file holds what was trained.
 
+use crate::tiny;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,6 @@ use models::quantize::{
     Calibration, Manifest, QuantizeOptions, ReconstructOptions, ReconstructProgress, Reconstruction,
     quantize_calibrated, reconstruct,
 };
-
-mod tiny;
 
 /// Tokens are bytes: some for every chunk.
 fn text() -> String {

@@ -1,17 +1,15 @@
 //! What quantization asks of calibration, and what it makes of nodes that share weights or inputs.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::support::{self, Given, Random, calibrated, first, options, seen, window};
 use core_tensor::op::{Conv, Gather, MatMul, Op};
 use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
 use polaris_quant::graph::{
     ByteRounding, Calibration, Demand, GraphOptions, GraphQuantError, GraphType, Hessian, Host, HostError, I8Rows,
     Matrix, Trained, demands, encode_i8, quantize, quantize_with, smooth,
 };
-use support::{Given, Random, calibrated, first, options, seen, window};
 
 const MATMUL: Op = Op::MatMul(MatMul { transpose_b: true });
 

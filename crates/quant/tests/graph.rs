@@ -1,7 +1,6 @@
 //! Quantized graphs on the reference interpreter: how far they may be from the float graph, and what is observed and rounded how.
 
-mod support;
-
+use crate::support::{Random, calibrated, first, options, window};
 use core_tensor::op::{
     Binary, Conv, Gather, LayerNormalization, MatMul, Op, Pool, PoolKind, Reduce, ReduceKind, Reshape, Unary, Window,
 };
@@ -12,7 +11,6 @@ use polaris_quant::graph::{
     RangeObserver, encode_i4, encode_i8, gptq_i4, quantize,
 };
 use proptest::prelude::*;
-use support::{Random, calibrated, first, options, window};
 
 /// Per row, around 0.
 const BYTES: ByteRounding = ByteRounding { per_tensor: false, asymmetric: false, clip: false, threads: 2 };

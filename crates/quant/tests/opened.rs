@@ -1,13 +1,11 @@
 //! Opened graphs, trained: the graph of their integers computes what they did.
 
-mod support;
-
+use crate::support::{Given, Random, first, options, run, window};
 use core_tensor::op::{Binary, Conv, LayerNormalization, MatMul, Op, Unary};
 use core_tensor::{DType, Graph, Tensor, ValueId, Weight};
 use polaris_gradient::backward;
 use polaris_quant::graph::{Calibration, GraphOptions, GraphType, Opened, Trained, open, quantize_with};
 use polaris_quant::reconstruct::Rates;
-use support::{Given, Random, first, options, run, window};
 
 fn weight(graph: &mut Graph, random: &mut Random, name: &str, shape: &[usize]) -> ValueId {
     graph.weight(name, Weight::stored(random.tensor(shape)))

@@ -1,15 +1,13 @@
 //! Pruned graphs on the reference interpreter: what is cut computes what zeros in its place do.
 
-mod support;
-
 use std::collections::HashMap;
 
+use crate::support::{Random, first, run, window};
 use core_tensor::op::{Binary, Conv, LayerNormalization, MatMul, Op, Pool, PoolKind, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
 use polaris_quant::graph::{Matrix, observed};
 use polaris_quant::prune::graph::{Axis, NewWeight, Observed, Region, Site, rebuild, regions, sites};
 use polaris_quant::prune::{Products, least_squares, select_columns};
-use support::{Random, first, run, window};
 
 /// A graph that is being built.
 struct Builder {

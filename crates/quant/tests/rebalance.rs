@@ -1,7 +1,6 @@
 //! Factors that are moved between weights: what a graph computes stays the same, and rounding loses less. And what is given back of what rounding takes.
 
-mod support;
-
+use crate::support::{Random, calibrated, first, options, seen, window};
 use core_tensor::op::{Binary, Conv, GatedActivation, LayerNormalization, MatMul, Op, RmsNormalization, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
 use polaris_quant::gptq::Feedback;
@@ -10,7 +9,6 @@ use polaris_quant::graph::{
     balance_demands, demands, encode_i4, encode_i4_for, encode_i8, equalize, gptq_i8, protect, quantize, quantize_with,
     smooth,
 };
-use support::{Random, calibrated, first, options, seen, window};
 
 fn weight(graph: &mut Graph, name: &str, shape: &[usize], values: &[f32]) -> ValueId {
     graph.weight(name, Weight::stored(Tensor::from_slice(shape, values).unwrap()))

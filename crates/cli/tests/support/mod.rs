@@ -1,7 +1,5 @@
 //! Runs the binary that cargo built for these tests, and makes files for it.
 
-#![allow(dead_code, reason = "each test program uses its part")]
-
 use std::env;
 use std::fs;
 use std::io::Write as _;

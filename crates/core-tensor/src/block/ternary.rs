@@ -22,23 +22,34 @@ pub struct BlockTq1_0 {
     pub d: F16Le,
 }
 
-impl PackedBlock<256> for BlockTq1_0 {
-    const FORMAT: BlockFormat = BlockFormat::TQ1_0;
-
-    fn decode(&self, out: &mut [f32; 256]) {
-        let d = self.d.to_f32();
+impl BlockTq1_0 {
+    /// The digits `q` of all weights, in 0..=2.
+    #[must_use]
+    pub fn digits(&self) -> [u8; 256] {
+        let mut out = [0; 256];
         let (first, rest) = out.split_at_mut(160);
         let (second, third) = rest.split_at_mut(80);
         let (long, short) = self.qs.split_at(32);
         for (bytes, weights) in [(long, first), (short, second), (&self.qh[..], third)] {
             let mut power = 1u8;
             for digits in weights.chunks_exact_mut(bytes.len()) {
-                for (y, &q) in digits.iter_mut().zip(bytes) {
-                    let digit = (u16::from(q.wrapping_mul(power)) * 3) >> 8;
-                    *y = f32::from(digit as i16 - 1) * d;
+                for (digit, &q) in digits.iter_mut().zip(bytes) {
+                    *digit = ((u16::from(q.wrapping_mul(power)) * 3) >> 8) as u8;
                 }
                 power = power.wrapping_mul(3);
             }
+        }
+        out
+    }
+}
+
+impl PackedBlock<256> for BlockTq1_0 {
+    const FORMAT: BlockFormat = BlockFormat::TQ1_0;
+
+    fn decode(&self, out: &mut [f32; 256]) {
+        let d = self.d.to_f32();
+        for (y, q) in out.iter_mut().zip(self.digits()) {
+            *y = f32::from(i16::from(q) - 1) * d;
         }
     }
 }

@@ -118,10 +118,11 @@ impl<P: Packing> PanelSource for Packed<P> {
                 // SAFETY: the record lies within the group; a panel has 32 × 16 weights per block.
                 unsafe {
                     let out = panel.add(32 * GROUP * i + lane);
-                    let min = P::min(s, record, block, lane);
+                    let min = P::min(s, record, block, 0, lane);
                     let scale = P::scale(s, record, block, 0, lane);
                     decode_half::<S, P>(s, P::quads::<S, 0>(s, record, block, lane), scale, min, out);
                     let scale = if P::SCALE_PER_16 { P::scale(s, record, block, 1, lane) } else { scale };
+                    let min = if P::MIN_PER_16 { P::min(s, record, block, 1, lane) } else { min };
                     let second = out.add(16 * GROUP);
                     decode_half::<S, P>(s, P::quads::<S, 1>(s, record, block, lane), scale, min, second);
                 }

@@ -11,11 +11,17 @@
 //! * the fifth bits of 5-bit weights: one 32-bit word per lane and block, whose bit `8 i + j` belongs to weight `4 j + i`.
 //! * the fifth and sixth bits of 6-bit weights: one 32-bit word per lane and half block, whose bits `8 i + 2 j` and
 //!   `8 i + 2 j + 1` belong to weight `4 j + i` of the half.
+//! * 2-bit weights (and the low two bits of 3-bit ones): vector `h` of a block holds the quads of half `h`, quad `4 h + j`
+//!   in the bits from `2 j` on of each byte; the third bits are kept as the fifth bits of 5-bit weights are.
 //!
 //! So a shift and a mask bring the high bits of a quad to where they are needed.
 //!
+//! Nibbles that index a table become its bytes by one instruction that looks up sixteen.
+//!
 //! Scales and minima keep the file's precision: f16, and for K-quants 8-bit integers per block (per 16 weights for Q6_K)
 //! times an f16 per record.
+
+use core_tensor::block::{E2M1_DOUBLED, IQ4_VALUES};
 
 use crate::simd::Simd;
 
@@ -30,7 +36,7 @@ pub(super) trait Packing {
     const BYTES: usize;
     /// Bytes of a record's source in one row of the file.
     const SOURCE_BYTES: usize;
-    /// Bits per weight.
+    /// Bits of what [`quads`](Self::quads) answers.
     const BITS: u32;
     /// log2 of the zero point; 0 for none.
     const ZERO: u32;
@@ -38,6 +44,8 @@ pub(super) trait Packing {
     const HAS_MIN: bool;
     /// Whether each half of a block has a scale of its own.
     const SCALE_PER_16: bool = false;
+    /// Whether each half of a block has a minimum of its own, too.
+    const MIN_PER_16: bool = false;
 
     /// The unsigned weights of quads `4 HALF .. 4 HALF + 4` of a block, for the lanes from `lane` on.
     ///
@@ -51,12 +59,12 @@ pub(super) trait Packing {
     /// As for [`quads`](Self::quads).
     unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F;
 
-    /// The minima of a block.
+    /// The minima of a block's half.
     ///
     /// # Safety
     /// As for [`quads`](Self::quads).
-    unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, lane: usize) -> S::F {
-        let _ = (record, block, lane);
+    unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
+        let _ = (record, block, half, lane);
         s.f_splat(0.0)
     }
 }
@@ -144,7 +152,7 @@ macro_rules! simple {
             }
 
             #[inline(always)]
-            unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, lane: usize) -> S::F {
+            unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
                 // SAFETY: the offsets are those of the layout.
                 unsafe { s.f_load_f16(record.add(Self::MINS + 32 * block + 2 * lane)) }
             }
@@ -220,7 +228,7 @@ macro_rules! with_block_minima {
             }
 
             #[inline(always)]
-            unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, lane: usize) -> S::F {
+            unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
                 // SAFETY: the offsets are those of the layout.
                 unsafe {
                     let integer = s.f_from_i(s.i_load_u8(record.add(Self::MINS + 16 * block + lane)));
@@ -284,6 +292,268 @@ impl Packing for Q6K {
     }
 }
 
+/// The bytes that a table's values are in a product: 128 added.
+const fn centred(values: [i8; 16]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = values[i].cast_unsigned() ^ 0x80;
+        i += 1;
+    }
+    bytes
+}
+
+/// Four quads of a table's bytes. (A closure in `map` would not always be inlined.)
+#[inline(always)]
+fn look_up<S: Simd>(s: S, table: &[u8; 16], [a, b, c, d]: [S::I; 4]) -> [S::I; 4] {
+    [s.i_lookup(table, a), s.i_lookup(table, b), s.i_lookup(table, c), s.i_lookup(table, d)]
+}
+
+/// `[2][16]` f16 scales, nibbles that index [`IQ4_VALUES`]: the layout of [`Q4_0`].
+pub(super) struct Iq4Nl;
+
+impl Packing for Iq4Nl {
+    const BLOCKS: usize = 2;
+    const BYTES: usize = Q4_0::BYTES;
+    const SOURCE_BYTES: usize = 2 * 18;
+    const BITS: u32 = 8;
+    const ZERO: u32 = 7;
+    const HAS_MIN: bool = false;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        // SAFETY: the caller's; the layouts are the same.
+        look_up(s, &const { centred(IQ4_VALUES) }, unsafe { Q4_0::quads::<S, HALF>(s, record, block, lane) })
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
+        // SAFETY: the caller's; the layouts are the same.
+        unsafe { Q4_0::scale(s, record, block, half, lane) }
+    }
+}
+
+/// `[2][16]` exponents of f32 scales (those below the smallest normal number are 0), 32 bytes unused, nibbles that index [`E2M1_DOUBLED`].
+pub(super) struct Mxfp4;
+
+impl Mxfp4 {
+    /// Offset of the nibbles.
+    pub(super) const LOW: usize = 64;
+}
+
+impl Packing for Mxfp4 {
+    const BLOCKS: usize = 2;
+    const BYTES: usize = Self::LOW + 512;
+    const SOURCE_BYTES: usize = 2 * 17;
+    const BITS: u32 = 8;
+    const ZERO: u32 = 7;
+    const HAS_MIN: bool = false;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        // SAFETY: the offsets are those of the layout.
+        let quads = unsafe { nibbles::<S, HALF>(s, record.add(Self::LOW + 256 * block + 4 * lane)) };
+        look_up(s, &const { centred(E2M1_DOUBLED) }, quads)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe { s.f_from_bits(s.i_shl::<23>(s.i_load_u8(record.add(16 * block + lane)))) }
+    }
+}
+
+/// `[16]` f16 factors, 32 bytes unused, `[8][16]` i8 scales, nibbles that index [`IQ4_VALUES`].
+pub(super) struct Iq4Xs;
+
+impl Iq4Xs {
+    /// Offset of the integer scales.
+    pub(super) const SCALES: usize = 64;
+    /// Offset of the nibbles.
+    pub(super) const LOW: usize = Self::SCALES + 128;
+}
+
+impl Packing for Iq4Xs {
+    const BLOCKS: usize = 8;
+    const BYTES: usize = Self::LOW + 2048;
+    const SOURCE_BYTES: usize = 136;
+    const BITS: u32 = 8;
+    const ZERO: u32 = 7;
+    const HAS_MIN: bool = false;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        // SAFETY: the offsets are those of the layout.
+        let quads = unsafe { nibbles::<S, HALF>(s, record.add(Self::LOW + 256 * block + 4 * lane)) };
+        look_up(s, &const { centred(IQ4_VALUES) }, quads)
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe {
+            let integer = s.f_from_i(s.i_load_i8(record.add(Self::SCALES + 16 * block + lane)));
+            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+        }
+    }
+}
+
+/// Four quads out of one vector, two bits each.
+///
+/// # Safety
+/// `p` is readable for one vector.
+#[inline(always)]
+unsafe fn pairs_of_bits<S: Simd>(s: S, p: *const u8) -> [S::I; 4] {
+    let mask = s.i_splat(0x0303_0303);
+    // SAFETY: the caller's.
+    let v = unsafe { s.i_load(p) };
+    [v, s.i_shr::<2>(v), s.i_shr::<4>(v), s.i_shr::<6>(v)].map(|v| s.i_and(v, mask))
+}
+
+/// `[16]` f16 factors of scales, `[16]` negated f16 factors of minima, `[16][16]` bytes with a scale in the low nibble and a minimum in
+/// the high one, pairs of bits.
+pub(super) struct Q2K;
+
+impl Q2K {
+    /// Offset of the integer scales and minima.
+    pub(super) const SCALES: usize = 64;
+    /// Offset of the weights.
+    pub(super) const LOW: usize = Self::SCALES + 256;
+}
+
+impl Packing for Q2K {
+    const BLOCKS: usize = 8;
+    const BYTES: usize = Self::LOW + 1024;
+    const SOURCE_BYTES: usize = 84;
+    const BITS: u32 = 2;
+    const ZERO: u32 = 0;
+    const HAS_MIN: bool = true;
+    const SCALE_PER_16: bool = true;
+    const MIN_PER_16: bool = true;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        // SAFETY: the offsets are those of the layout.
+        unsafe { pairs_of_bits(s, record.add(Self::LOW + 128 * block + 64 * HALF + 4 * lane)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe {
+            let both = s.i_load_u8(record.add(Self::SCALES + 32 * block + 16 * half + lane));
+            let integer = s.f_from_i(s.i_and(both, s.i_splat(15)));
+            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe {
+            let both = s.i_load_u8(record.add(Self::SCALES + 32 * block + 16 * half + lane));
+            let integer = s.f_from_i(s.i_shr::<4>(both));
+            s.f_mul(s.f_load_f16(record.add(32 + 2 * lane)), integer)
+        }
+    }
+}
+
+/// `[16]` f16 factors, 32 bytes unused, `[16][16]` i8 scales, `[8][16]` u32 of third bits, pairs of bits.
+pub(super) struct Q3K;
+
+impl Q3K {
+    /// Offset of the integer scales.
+    pub(super) const SCALES: usize = 64;
+    /// Offset of the third bits.
+    pub(super) const HIGH: usize = Self::SCALES + 256;
+    /// Offset of the low bits.
+    pub(super) const LOW: usize = Self::HIGH + 512;
+}
+
+impl Packing for Q3K {
+    const BLOCKS: usize = 8;
+    const BYTES: usize = Self::LOW + 1024;
+    const SOURCE_BYTES: usize = 110;
+    const BITS: u32 = 3;
+    const ZERO: u32 = 2;
+    const HAS_MIN: bool = false;
+    const SCALE_PER_16: bool = true;
+
+    #[inline(always)]
+    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+        // SAFETY: the offsets are those of the layout.
+        unsafe {
+            let low = pairs_of_bits(s, record.add(Self::LOW + 128 * block + 64 * HALF + 4 * lane));
+            let v = s.i_load(record.add(Self::HIGH + 64 * block + 4 * lane));
+            let mask = s.i_splat(0x0404_0404);
+            let high = if HALF == 0 {
+                [s.i_shl::<2>(v), s.i_shl::<1>(v), v, s.i_shr::<1>(v)]
+            } else {
+                [s.i_shr::<2>(v), s.i_shr::<3>(v), s.i_shr::<4>(v), s.i_shr::<5>(v)]
+            };
+            join(s, low, high.map(|v| s.i_and(v, mask)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
+        // SAFETY: the offsets are those of the layout.
+        unsafe {
+            let integer = s.f_from_i(s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)));
+            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+        }
+    }
+}
+
+/// Weights that are 0, 1 or 2 less 1, in either of two formats.
+macro_rules! ternary {
+    ($(#[$doc:meta])* $name:ident: source $source:literal) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl $name {
+            /// Offset of the weights.
+            pub(super) const LOW: usize = 64;
+        }
+
+        impl Packing for $name {
+            const BLOCKS: usize = 8;
+            const BYTES: usize = Self::LOW + 1024;
+            const SOURCE_BYTES: usize = $source;
+            const BITS: u32 = 2;
+            const ZERO: u32 = 0;
+            const HAS_MIN: bool = true;
+
+            #[inline(always)]
+            unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+                // SAFETY: the offsets are those of the layout.
+                unsafe { pairs_of_bits(s, record.add(Self::LOW + 128 * block + 64 * HALF + 4 * lane)) }
+            }
+
+            #[inline(always)]
+            unsafe fn scale<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
+                // SAFETY: the offsets are those of the layout.
+                unsafe { s.f_load_f16(record.add(2 * lane)) }
+            }
+
+            #[inline(always)]
+            unsafe fn min<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
+                // SAFETY: the offsets are those of the layout.
+                unsafe { s.f_load_f16(record.add(32 + 2 * lane)) }
+            }
+        }
+    };
+}
+
+ternary!(
+    /// `[16]` f16 scales, `[16]` the same negated, pairs of bits.
+    Tq1_0: source 54
+);
+ternary!(
+    /// As [`Tq1_0`].
+    Tq2_0: source 66
+);
+
 /// Signed bytes with one f32 scale per row, as quantized models store linear layers: `[16]` f32 scales, then as [`Q8_0`] two blocks of bytes.
 pub(super) struct I8;
 
@@ -334,6 +604,13 @@ macro_rules! with_packing {
             DType::Block(BlockFormat::Q4_K) => arm!(Q4K),
             DType::Block(BlockFormat::Q5_K) => arm!(Q5K),
             DType::Block(BlockFormat::Q6_K) => arm!(Q6K),
+            DType::Block(BlockFormat::Q2_K) => arm!(Q2K),
+            DType::Block(BlockFormat::Q3_K) => arm!(Q3K),
+            DType::Block(BlockFormat::IQ4_NL) => arm!(Iq4Nl),
+            DType::Block(BlockFormat::IQ4_XS) => arm!(Iq4Xs),
+            DType::Block(BlockFormat::MXFP4) => arm!(Mxfp4),
+            DType::Block(BlockFormat::TQ1_0) => arm!(Tq1_0),
+            DType::Block(BlockFormat::TQ2_0) => arm!(Tq2_0),
             _ => $none,
         }
     }};

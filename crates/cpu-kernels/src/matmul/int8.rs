@@ -166,6 +166,7 @@ impl<P: Packing> Int8<'_, P> {
                 }
                 let sum = s.i_broadcast(fields[c].add(4 * W * field));
                 match P::ZERO {
+                    2 => s.i_shl::<2>(sum),
                     3 => s.i_shl::<3>(sum),
                     4 => s.i_shl::<4>(sum),
                     5 => s.i_shl::<5>(sum),
@@ -173,17 +174,25 @@ impl<P: Packing> Int8<'_, P> {
                 }
             };
             if P::SCALE_PER_16 {
-                let mut acc: [S::I; NC] = std::array::from_fn(|c| start(c, 3));
-                s.dot4_for::<P, NC>(&mut acc, P::quads::<S, 0>(s, record, block, lane), values);
-                let scale = P::scale(s, record, block, 0, lane);
-                for c in 0..NC {
-                    y[c] = s.f_fma(s.f_from_i(acc[c]), s.f_mul(scale, scale_of(c)), y[c]);
-                }
-                let mut acc: [S::I; NC] = std::array::from_fn(|c| start(c, 4));
-                s.dot4_for::<P, NC>(&mut acc, P::quads::<S, 1>(s, record, block, lane), values.map(|a| a.add(16)));
-                let scale = P::scale(s, record, block, 1, lane);
-                for c in 0..NC {
-                    y[c] = s.f_fma(s.f_from_i(acc[c]), s.f_mul(scale, scale_of(c)), y[c]);
+                for half in 0..2 {
+                    let mut acc: [S::I; NC] = std::array::from_fn(|c| start(c, 3 + half));
+                    let quads = match half {
+                        0 => P::quads::<S, 0>(s, record, block, lane),
+                        _ => P::quads::<S, 1>(s, record, block, lane),
+                    };
+                    s.dot4_for::<P, NC>(&mut acc, quads, values.map(|a| a.add(16 * half)));
+                    let scale = P::scale(s, record, block, half, lane);
+                    for c in 0..NC {
+                        y[c] = s.f_fma(s.f_from_i(acc[c]), s.f_mul(scale, scale_of(c)), y[c]);
+                    }
+                    if P::MIN_PER_16 {
+                        let min = s.f_sub(s.f_splat(0.0), P::min(s, record, block, half, lane));
+                        for c in 0..NC {
+                            // The sums are negated.
+                            let sum = s.f_from_i(s.i_broadcast(fields[c].add(4 * W * (3 + half))));
+                            y[c] = s.f_fma(sum, s.f_mul(min, scale_of(c)), y[c]);
+                        }
+                    }
                 }
                 return;
             }
@@ -195,7 +204,7 @@ impl<P: Packing> Int8<'_, P> {
                 y[c] = s.f_fma(s.f_from_i(acc[c]), s.f_mul(scale, scale_of(c)), y[c]);
             }
             if P::HAS_MIN {
-                let min = P::min(s, record, block, lane);
+                let min = P::min(s, record, block, 0, lane);
                 for c in 0..NC {
                     y[c] = s.f_fma(min, scaled_sum_of(c), y[c]);
                 }
@@ -215,7 +224,7 @@ impl<S: Simd> Dot4For for S {
         // SAFETY: the caller's.
         unsafe {
             match P::BITS {
-                4 => self.dot4::<4, NC>(acc, w, a),
+                2..=4 => self.dot4::<4, NC>(acc, w, a),
                 5 => self.dot4::<5, NC>(acc, w, a),
                 6 => self.dot4::<6, NC>(acc, w, a),
                 _ => self.dot4::<8, NC>(acc, w, a),

@@ -1,6 +1,10 @@
 //! File rows → packed records.
 
-use super::formats::{GROUP, I8, Packing, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use core_tensor::block::{BlockQ3K, BlockTq1_0, BlockTq2_0};
+
+use super::formats::{
+    GROUP, I8, Iq4Nl, Iq4Xs, Mxfp4, Packing, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
+};
 
 /// A record's source: one pointer per row of the group.
 type Rows = [*const u8; GROUP];
@@ -324,6 +328,150 @@ impl Pack for Q6K {
         }
     }
 }
+
+impl Pack for Iq4Nl {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        // SAFETY: the caller's; the layouts are the same, in the file as well.
+        unsafe { Q4_0::pack(rows, out) }
+    }
+}
+
+impl Pack for Mxfp4 {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        assert_eq!(out.len(), Self::BYTES);
+        out[32..Self::LOW].fill(0);
+        let (scales, weights) = out.split_at_mut(Self::LOW);
+        for block in 0..2 {
+            let at = 17 * block;
+            for (row, scale) in rows.iter().zip(&mut scales[16 * block..16 * block + 16]) {
+                // SAFETY: a block is a byte of scale and 16 of nibbles.
+                *scale = unsafe { row.add(at).read() }.saturating_sub(1);
+            }
+            // SAFETY: as above.
+            unsafe { interleave(rows, at + 1, 1, &mut weights[256 * block..256 * block + 256]) };
+        }
+    }
+}
+
+impl Pack for Iq4Xs {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        assert_eq!(out.len(), Self::BYTES);
+        // SAFETY: a super-block begins with an f16; two bytes with the high bits of scales and four with the low ones follow, then the nibbles.
+        unsafe {
+            halves(rows, 0, &mut out[..32]);
+            interleave(rows, 8, 8, &mut out[Self::LOW..Self::LOW + 2048]);
+        }
+        out[32..Self::SCALES].fill(0);
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: as above.
+            let head = unsafe { row.cast::<[u8; 8]>().read_unaligned() };
+            let high = u16::from_le_bytes([head[2], head[3]]);
+            for i in 0..8 {
+                let low = head[4 + i / 2] >> (4 * (i % 2)) & 15;
+                let scale = low | ((high >> (2 * i)) as u8 & 3) << 4;
+                out[Self::SCALES + 16 * i + r] = scale.wrapping_sub(32);
+            }
+        }
+    }
+}
+
+/// Weights of at most three bits of a lane: pairs of bits to `low`, third bits, if there is room for them, to `high`.
+#[inline(always)]
+fn pack_few_bits(codes: &[u8; 256], lane: usize, low: &mut [u8], high: &mut [u8]) {
+    for (block, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
+        let quad = |j: usize| u32::from_le_bytes([codes[4 * j], codes[4 * j + 1], codes[4 * j + 2], codes[4 * j + 3]]);
+        for half in 0..2 {
+            let word = (0..4).fold(0, |word, j| word | (quad(4 * half + j) & 0x0303_0303) << (2 * j));
+            let at = 128 * block + 64 * half + 4 * lane;
+            low[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        if !high.is_empty() {
+            let word = (0..8).fold(0, |word, j| word | (quad(j) >> 2 & 0x0101_0101) << j);
+            let at = 64 * block + 4 * lane;
+            high[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// The pairs of bits of 256 weights, as Q2_K, Q3_K and TQ2_0 have them: each 32 bytes hold four runs of 32 weights.
+#[inline(always)]
+fn pairs_of_bits(bytes: &[u8; 64]) -> [u8; 256] {
+    std::array::from_fn(|i| bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3)
+}
+
+impl Pack for Q2K {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        assert_eq!(out.len(), Self::BYTES);
+        // SAFETY: a super-block ends with two f16.
+        unsafe {
+            halves(rows, 80, &mut out[..32]);
+            halves(rows, 82, &mut out[32..64]);
+        }
+        out[32..64].chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: before them there are 16 bytes of scales and minima, and 64 of weights.
+            let (factors, quants) =
+                unsafe { (row.cast::<[u8; 16]>().read_unaligned(), row.add(16).cast::<[u8; 64]>().read_unaligned()) };
+            for (i, factor) in factors.into_iter().enumerate() {
+                out[Self::SCALES + 16 * i + r] = factor;
+            }
+            pack_few_bits(&pairs_of_bits(&quants), r, &mut out[Self::LOW..], &mut []);
+        }
+    }
+}
+
+impl Pack for Q3K {
+    #[inline(always)]
+    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+        assert_eq!(out.len(), Self::BYTES);
+        // SAFETY: a super-block ends with an f16.
+        unsafe { halves(rows, 108, &mut out[..32]) };
+        out[32..Self::SCALES].fill(0);
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: a super-block has this many bytes, and needs no alignment.
+            let block = unsafe { row.cast::<BlockQ3K>().read_unaligned() };
+            for (i, scale) in block.scales().into_iter().enumerate() {
+                out[Self::SCALES + 16 * i + r] = scale.cast_unsigned();
+            }
+            let mut codes = pairs_of_bits(&block.qs);
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code |= (block.hmask[i % 32] >> (i / 32) & 1) << 2;
+            }
+            let (high, low) = out[Self::HIGH..].split_at_mut(Self::LOW - Self::HIGH);
+            pack_few_bits(&codes, r, low, high);
+        }
+    }
+}
+
+macro_rules! ternary {
+    ($name:ident, $block:ident, scale $scale:literal, codes $codes:expr) => {
+        impl Pack for $name {
+            #[inline(always)]
+            unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+                assert_eq!(out.len(), Self::BYTES);
+                // SAFETY: a super-block ends with an f16.
+                unsafe {
+                    halves(rows, $scale, &mut out[..32]);
+                    halves(rows, $scale, &mut out[32..64]);
+                }
+                out[32..64].chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
+                for (r, row) in rows.iter().enumerate() {
+                    // SAFETY: a super-block has this many bytes, and needs no alignment.
+                    let block = unsafe { row.cast::<$block>().read_unaligned() };
+                    let codes: fn(&$block) -> [u8; 256] = $codes;
+                    pack_few_bits(&codes(&block), r, &mut out[Self::LOW..], &mut []);
+                }
+            }
+        }
+    };
+}
+
+ternary!(Tq2_0, BlockTq2_0, scale 64, codes |block| pairs_of_bits(&block.qs));
+ternary!(Tq1_0, BlockTq1_0, scale 52, codes |block| block.digits());
 
 /// Packs a group's rows, which are equally long: record by record, the last one filled up with zeros.
 pub(super) fn pack_group<P: Pack>(rows: &[&[u8]; GROUP], out: &mut [u8]) {

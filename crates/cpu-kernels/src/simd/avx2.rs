@@ -101,6 +101,8 @@ impl Simd for Avx2 {
         fn i_and(a: I, b: I) -> I = _mm256_and_si256(a, b);
         fn i_or(a: I, b: I) -> I = _mm256_or_si256(a, b);
         fn i_shr_by(v: I, n: u32) -> I = _mm256_srl_epi32(v, _mm_cvtsi32_si128(n.cast_signed()));
+        fn i_lookup(table: &[u8; 16], v: I) -> I =
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v);
         fn i_round(v: F) -> I = _mm256_cvtps_epi32(v);
         fn i_reduce_add(v: I) -> i32 = halves_i(v, |a, b| _mm_add_epi32(a, b));
         fn i_reduce_max(v: I) -> i32 = halves_i(v, |a, b| _mm_max_epi32(a, b));

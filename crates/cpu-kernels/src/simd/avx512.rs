@@ -79,6 +79,8 @@ impl Simd for Avx512 {
         fn i_and(a: I, b: I) -> I = _mm512_and_si512(a, b);
         fn i_or(a: I, b: I) -> I = _mm512_or_si512(a, b);
         fn i_shr_by(v: I, n: u32) -> I = _mm512_srl_epi32(v, _mm_cvtsi32_si128(n.cast_signed()));
+        fn i_lookup(table: &[u8; 16], v: I) -> I =
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v);
         fn i_round(v: F) -> I = _mm512_cvtps_epi32(v);
         fn i_reduce_add(v: I) -> i32 = _mm512_reduce_add_epi32(v);
         fn i_reduce_max(v: I) -> i32 = _mm512_reduce_max_epi32(v);

@@ -243,6 +243,8 @@ pub trait Simd: Copy {
     fn i_shr<const N: u32>(self, v: Self::I) -> Self::I;
     /// Each 32-bit lane shifted right by `n` < 32, zeros coming in.
     fn i_shr_by(self, v: Self::I, n: u32) -> Self::I;
+    /// Each byte, which must be below 16, replaced by the table's.
+    fn i_lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
     /// Rounds to the nearest integer, ties to even; `i32::MIN` where it does not fit.
     fn i_round(self, v: Self::F) -> Self::I;
     /// The wrapping sum of the lanes.

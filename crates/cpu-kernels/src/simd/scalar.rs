@@ -111,6 +111,10 @@ impl Simd for Scalar {
         map2(a, b, |a, b| a | b)
     }
     #[inline(always)]
+    fn i_lookup(self, table: &[u8; 16], v: I) -> I {
+        v.map(|v| i32::from_le_bytes(v.to_le_bytes().map(|byte| table[usize::from(byte & 15)])))
+    }
+    #[inline(always)]
     fn i_shl<const N: u32>(self, v: I) -> I {
         v.map(|v| v << N)
     }

@@ -104,6 +104,7 @@ impl Simd for Sse41 {
         fn i_and(a: I, b: I) -> I = _mm_and_si128(a, b);
         fn i_or(a: I, b: I) -> I = _mm_or_si128(a, b);
         fn i_shr_by(v: I, n: u32) -> I = _mm_srl_epi32(v, _mm_cvtsi32_si128(n.cast_signed()));
+        fn i_lookup(table: &[u8; 16], v: I) -> I = _mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), v);
         fn i_round(v: F) -> I = _mm_cvtps_epi32(v);
         fn i_reduce_add(v: I) -> i32 = reduce_i(v, |a, b| _mm_add_epi32(a, b));
         fn i_reduce_max(v: I) -> i32 = reduce_i(v, |a, b| _mm_max_epi32(a, b));

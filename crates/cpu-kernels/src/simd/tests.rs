@@ -58,6 +58,8 @@ impl Kernel for Probe {
                 put_i(v);
             }
             put_i(s.i_mul(w, n));
+            let table = std::array::from_fn(|i| (37 * i + 11) as u8);
+            put_i(s.i_lookup(&table, s.i_and(w, s.i_splat(0x0f0f_0f0f))));
             for v in [s.i_shl::<5>(w), s.i_shr::<7>(w), s.i_shr_by(w, 9), s.f_to_bits(a), s.i_splat(-3)] {
                 put_i(v);
             }

@@ -1,7 +1,5 @@
 //! Tiny models that are cut, without data: what remains depends on their weights alone.
 
-#![allow(dead_code)] // each program uses its own part
-
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;

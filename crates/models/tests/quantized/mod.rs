@@ -1,7 +1,5 @@
 //! A tiny model quantized to every type, as `polaris quantize` writes it.
 
-#![allow(dead_code)] // each program uses its own part
-
 use std::ops::ControlFlow;
 use std::path::Path;
 

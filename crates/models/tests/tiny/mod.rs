@@ -1,8 +1,6 @@
 //! Tiny models with pseudo-random weights, as GGUF files in memory: one for each fact about an architecture that a test depends on.
 //! `fixtures/logits` holds what llama.cpp computes for them (`examples/write_tiny_models.rs` tells how it was made).
 
-#![allow(dead_code)] // each test file uses its own part
-
 use loader_gguf::{ArrayBuf, GgmlType, Gguf, GgufWriter};
 
 /// Tokens whose logits are compared: position 3, one in the middle, the last one.

@@ -1,8 +1,5 @@
 //! What tests of graphs share: random numbers, the interpreter, and calibration with it.
 
-// Each test compiles this and uses a part of it.
-#![allow(dead_code, reason = "shared by tests that each use a part")]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
