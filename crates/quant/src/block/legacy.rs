@@ -71,10 +71,14 @@ fn encode_affine<const W: bool, const MAX: i32>(
 impl Encoder for BlockQ4_0 {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
-        let group = Group::<32, W>::load(values, importance);
-        let starts: &[f32] = if W { &[-8.6, -8.0, -7.2, -6.0, -10.0, 7.4, 9.0] } else { &[-8.5, -7.9, -7.2, 7.5] };
-        let d = scale::<32, W, Integers<8>>(&group, starts, 2).through_f16();
-        let q = encode::<32, W, Integers<8>>(&group, d);
+        let group = Group::<32, W>::load_by_squares(values, importance);
+        let starts: &[f32] = if W {
+            &[-8.6, -8.0, -7.2, -6.0, -10.0, 7.4, 9.0]
+        } else {
+            &[-8.0, -8.2, -8.4, -8.6, -7.8, -7.6, -7.4, 7.5]
+        };
+        let d = scale::<32, true, Integers<8>>(&group, starts, 2).through_f16();
+        let q = encode::<32, true, Integers<8>>(&group, d);
         for (l, block) in out.iter_mut().enumerate() {
             *block = BlockQ4_0 { d: F16Le::from_f32(d.0[l]), qs: nibbles(&q[l]) };
         }
