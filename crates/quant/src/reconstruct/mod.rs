@@ -27,7 +27,7 @@
 //! latent.decode(&mut decoded)?;
 //! let before = (product(&decoded) - product(&weights)).abs();
 //! let mut best = before;
-//! for _ in 0..20 {
+//! for _ in 0..60 {
 //!     let error = product(&decoded) - product(&weights);
 //!     let gradient: Vec<f32> = x.iter().map(|x| error * x).collect();
 //!     latent.step(&gradient, Rates { codes: 0.02, scales: 1e-3 })?;
