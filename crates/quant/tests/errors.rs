@@ -48,10 +48,7 @@ fn error(dtype: DType, weights: &[f32], columns: usize, importance: Option<&[f32
     let decoded = decode_f32(dtype, &bytes, weights.len()).expect("it has a decoder");
     let (mut noise, mut power) = (0.0, 0.0);
     // What an error of a weight counts where nothing is known of its column.
-    let by_squares = matches!(
-        dtype,
-        DType::Block(BlockFormat::Q4_0 | BlockFormat::Q6_K | BlockFormat::IQ4_NL | BlockFormat::IQ4_XS)
-    );
+    let by_squares = matches!(dtype, DType::Block(BlockFormat::Q4_0 | BlockFormat::IQ4_NL | BlockFormat::IQ4_XS));
     let unknown = |x: f32| if by_squares { f64::from(x).powi(2) } else { 1.0 };
     for (i, (x, y)) in weights.iter().zip(&decoded).enumerate() {
         let w = importance.map_or(unknown(*x), |w| f64::from(w[i % columns]));

@@ -16,19 +16,6 @@ fn halves<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [
     [Group::load(first, &importance), Group::load(second, |at| importance(128 + at))]
 }
 
-/// The same; without importances weights count by their squares.
-#[inline(always)]
-fn halves_by_squares<'a, const W: bool>(
-    values: &[f32],
-    importance: impl Fn(usize) -> &'a [f32],
-) -> [Group<16, true>; 2] {
-    let (first, second) = values.split_at(128);
-    [
-        Group::<16, W>::load_by_squares(first, &importance),
-        Group::<16, W>::load_by_squares(second, |at| importance(128 + at)),
-    ]
-}
-
 /// All codes in the order of the weights.
 #[inline(always)]
 fn in_order<const N: usize, const G: usize>(q: &[[Lanes; N]; G]) -> [u8; 256] {
@@ -182,11 +169,10 @@ pub(crate) fn q6_bits(q: &[u8; 256]) -> ([u8; 128], [u8; 64]) {
 impl Encoder for BlockQ6K {
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
-        let groups = halves_by_squares::<W>(values, importance);
-        let starts: &[f32] =
-            if W { &[-32.6, -32.0, -31.4, 31.0, 31.6] } else { &[-32.0, -32.3, -32.6, -31.7, -31.4, 31.0] };
-        let found = [0, 1].map(|g| scale::<16, true, Integers<32>>(&groups[g], starts, 1));
-        let block = scaled::<16, 2, true, Integers<32>, 128>(&groups, found, 1);
+        let groups = halves::<W>(values, importance);
+        let starts = [-32.6, -32.0, -31.4, 31.0, 31.6];
+        let found = [0, 1].map(|g| scale::<16, W, Integers<32>>(&groups[g], &starts, 1));
+        let block = scaled::<16, 2, W, Integers<32>, 128>(&groups, found, 1);
         let q = in_order(&block.q);
         let (ql, qh) = q6_bits(&q);
         let mut packed = BlockQ6K { ql, qh, scales: [0; 16], d: F16Le::from_f32(block.d) };

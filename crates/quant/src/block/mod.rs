@@ -3,7 +3,7 @@
 //! [`encode`] takes whole rows and makes what [`core_tensor::block::decode`] reads: every block format that llama.cpp writes
 //! without tables of its own, and f32, f16 and bf16. Scales are searched for the least squared error of what the file
 //! holds, rounded scales included; with importances (one per column: the mean square of the activation that meets the
-//! column), for the least weighted squared error. Without them Q4_0, Q6_K, IQ4_NL and IQ4_XS weigh each weight by its square, and Q5_0
+//! column), for the least weighted squared error. Without them Q4_0, IQ4_NL and IQ4_XS weigh each weight by its square, and Q5_0
 //! takes the scale that keeps the largest weight of each block: where less squared error made language models worse. The result does not depend on the machine or on the number of threads.
 
 mod grid;
