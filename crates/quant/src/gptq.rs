@@ -14,6 +14,7 @@ use core_tensor::{BlockFormat, DType};
 use crate::block::{self, Codes, EncodeError, Encoder};
 use crate::dot::dot;
 use crate::graph::Hessian;
+use crate::widest::widest;
 
 /// Rows that are rounded side by side: what is read of the factor serves all of them, and as many blocks of 32 are searched at once.
 const ROWS: usize = 8;
@@ -237,12 +238,11 @@ fn rows<B: Encoder + Codes<LEN>, const LEN: usize>(
 ) {
     let k = feedback.columns;
     let out: &mut [B] = bytemuck::cast_slice_mut(out);
-    let arch = pulp::Arch::new();
     let mut batch = vec![0.0; ROWS * k];
     for (values, out) in values.chunks(ROWS * k).zip(out.chunks_mut(ROWS * (k / LEN))) {
         let batch = &mut batch[..values.len()];
         batch.copy_from_slice(values);
-        arch.dispatch(
+        widest(
             #[inline(always)]
             || round::<B, LEN>(batch, feedback, importance, out),
         );

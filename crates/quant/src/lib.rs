@@ -34,6 +34,7 @@ pub mod prune;
 #[cfg(test)]
 mod random;
 pub mod reconstruct;
+mod widest;
 
 pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

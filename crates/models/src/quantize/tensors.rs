@@ -262,11 +262,16 @@ pub(crate) fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
     let (mut noise, mut power) = (0.0f64, 0.0f64);
     for (values, decoded) in values.chunks(1024).zip(decoded.chunks(1024)) {
         let (mut d, mut p) = ([0.0f32; 8], [0.0f32; 8]);
-        for (values, decoded) in values.chunks(8).zip(decoded.chunks(8)) {
-            for (i, (x, y)) in values.iter().zip(decoded).enumerate() {
-                d[i] += (x - y) * (x - y);
-                p[i] += x * x;
+        let ((values, more), (decoded, more_decoded)) = (values.as_chunks::<8>(), decoded.as_chunks::<8>());
+        for (values, decoded) in values.iter().zip(decoded) {
+            for i in 0..8 {
+                d[i] += (values[i] - decoded[i]) * (values[i] - decoded[i]);
+                p[i] += values[i] * values[i];
             }
+        }
+        for (i, (x, y)) in more.iter().zip(more_decoded).enumerate() {
+            d[i] += (x - y) * (x - y);
+            p[i] += x * x;
         }
         noise += d.iter().map(|d| f64::from(*d)).sum::<f64>();
         power += p.iter().map(|p| f64::from(*p)).sum::<f64>();

@@ -71,7 +71,8 @@ impl Encoder for BlockQ2K {
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
         let groups = halves::<W>(values, importance);
         let starts = [2.4, 2.8, 3.2, 3.7, 4.3];
-        let found = [0, 1].map(|g| affine::<16, W, 3, true>(&groups[g], &starts, 2));
+        let found =
+            [affine::<16, W, 3, true>(&groups[0], &starts, 2), affine::<16, W, 3, true>(&groups[1], &starts, 2)];
         let Offset { d, dmin, scales, mins, q } = offset::<16, 2, W, 3, 15>(&groups, found, 3);
         let mut packed = [0; 16];
         for (i, byte) in packed.iter_mut().enumerate() {
@@ -89,7 +90,8 @@ impl Encoder for BlockQ3K {
         let groups = halves::<W>(values, importance);
         let starts: &[f32] =
             if W { &[-5.3, -4.8, -4.4, -4.0, -3.6, -3.2, -2.8, 3.0, 3.6] } else { &[-4.6, -4.0, -3.4, 3.0, 3.6] };
-        let found = [0, 1].map(|g| scale::<16, W, Integers<4>>(&groups[g], starts, 2));
+        let found =
+            [scale::<16, W, Integers<4>>(&groups[0], starts, 2), scale::<16, W, Integers<4>>(&groups[1], starts, 2)];
         let block = scaled::<16, 2, W, Integers<4>, 32>(&groups, found, 2);
         let mut scales = [0; 12];
         for i in 0..16 {
@@ -171,7 +173,10 @@ impl Encoder for BlockQ6K {
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
         let groups = halves::<W>(values, importance);
         let starts = [-32.6, -32.0, -31.4, 31.0, 31.6];
-        let found = [0, 1].map(|g| scale::<16, W, Integers<32>>(&groups[g], &starts, 1));
+        let found = [
+            scale::<16, W, Integers<32>>(&groups[0], &starts, 1),
+            scale::<16, W, Integers<32>>(&groups[1], &starts, 1),
+        ];
         let block = scaled::<16, 2, W, Integers<32>, 128>(&groups, found, 1);
         let q = in_order(&block.q);
         let (ql, qh) = q6_bits(&q);

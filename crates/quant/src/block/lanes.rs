@@ -97,6 +97,12 @@ impl Lanes {
     }
 }
 
+/// The nearest integer, ties to even, of a number in −2^22 .. 2^22: the last bits of a sum, where a conversion would look for what is no number.
+#[inline(always)]
+pub(crate) fn whole(value: f32) -> i32 {
+    ((value + ROUNDING).to_bits() as i32).wrapping_sub(ROUNDING.to_bits() as i32)
+}
+
 /// The nearest f16; beyond its range the largest that is finite.
 #[inline(always)]
 pub(crate) fn through_f16(value: f32) -> f32 {
@@ -120,6 +126,16 @@ operator!(Add, add, +);
 operator!(Sub, sub, -);
 operator!(Mul, mul, *);
 operator!(Div, div, /);
+
+/// `f` of each. (What `array::map` calls is not always inlined, and has no wide vectors then.)
+#[inline(always)]
+pub(crate) fn each<const N: usize>(x: &[Lanes; N], f: impl Fn(Lanes) -> Lanes) -> [Lanes; N] {
+    let mut out = *x;
+    for x in &mut out {
+        *x = f(*x);
+    }
+    out
+}
 
 /// Eight sub-blocks of `N` weights: `x[j]` has weight `j` of each, `w[j]` its importance.
 ///
@@ -156,7 +172,7 @@ impl<const N: usize, const W: bool> Group<N, W> {
         let mut group = Group { x, w };
         if !W {
             let inverse = Lanes::splat(1.0).over(group.peak().abs());
-            group.w = group.x.map(|x| (x * inverse) * (x * inverse));
+            group.w = each(&group.x, |x| (x * inverse) * (x * inverse));
         }
         group
     }
@@ -201,8 +217,7 @@ pub(crate) fn codes<const N: usize>(q: &[Lanes; N]) -> [[u8; N]; LANES] {
     let mut out = [[0; N]; LANES];
     for (j, q) in q.iter().enumerate() {
         for (l, row) in out.iter_mut().enumerate() {
-            // Codes are whole numbers in 0..=255: nothing is cut off.
-            row[j] = q.0[l] as i32 as u8;
+            row[j] = whole(q.0[l]) as u8;
         }
     }
     out

@@ -4,9 +4,11 @@ use core_tensor::block::{
     BlockIq4Nl, BlockMxfp4, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, F16Le, e8m0_half,
 };
 
+use half::f16;
+
 use super::Encoder;
 use super::grid::{E2m1, Grid, Integers, Iq4};
-use super::lanes::{Group, LANES, Lanes, codes};
+use super::lanes::{Group, LANES, Lanes, codes, each, through_f16, whole};
 use super::search::{Affine, Sums, affine, scale};
 
 /// Two codes per byte: weight `j` low, weight `j + 16` high.
@@ -33,7 +35,7 @@ pub(crate) fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
 #[inline(always)]
 fn encode<const N: usize, const W: bool, G: Grid>(group: &Group<N, W>, d: Lanes) -> [[u8; N]; LANES] {
     let inverse = Lanes::splat(1.0).over(d);
-    codes(&group.x.map(|x| G::code(x * inverse)))
+    codes(&each(&group.x, |x| G::code(x * inverse)))
 }
 
 /// Scale and minimum as they are in the file, and the codes for these.
@@ -64,7 +66,7 @@ fn encode_affine<const W: bool, const MAX: i32>(
         least = least.min(error);
     }
     let inverse = Lanes::splat(1.0).over(d);
-    let q = group.x.map(|x| ((x - m) * inverse).clamp(0.0, MAX as f32).round());
+    let q = each(&group.x, |x| ((x - m) * inverse).clamp(0.0, MAX as f32).round());
     (d, m, codes(&q))
 }
 
@@ -97,7 +99,7 @@ impl Encoder for BlockQ5_0 {
             // Without importances a scale of less error clips the largest weights, and language models lose by it.
             let d = group.peak() * Lanes::splat(-1.0 / 16.0);
             let inverse = Lanes::splat(1.0).over(d);
-            let q = group.x.map(|x| (x * inverse + Lanes::splat(16.5)).map(|v| v.min(31.0).trunc()));
+            let q = each(&group.x, |x| (x * inverse + Lanes::splat(16.5)).map(|v| v.min(31.0).trunc()));
             (d.through_f16(), codes(&q))
         };
         for (l, block) in out.iter_mut().enumerate() {
@@ -133,23 +135,49 @@ impl Encoder for BlockQ5_1 {
     }
 }
 
+/// A scale of Q8_0 as it is in the file, for weights of which this is the largest. Of one that is subnormal in f16 little may be left: then the next
+/// one.
+#[inline(always)]
+fn q8_0_scale(d: f32, largest: f32) -> f32 {
+    let d = through_f16(d);
+    if largest > d * 127.5 { through_f16(f16::from_bits(f16::from_f32(d).to_bits() + 1).to_f32()) } else { d }
+}
+
+/// The largest magnitude gets the code ±127.
+#[inline(always)]
+fn q8_0(x: &[f32; 32]) -> BlockQ8_0 {
+    let mut largest = [0.0f32; 8];
+    for x in x.as_chunks::<8>().0 {
+        for i in 0..8 {
+            largest[i] = if x[i].abs() > largest[i] { x[i].abs() } else { largest[i] };
+        }
+    }
+    let largest = largest.into_iter().fold(0.0, f32::max);
+    let d = q8_0_scale(largest * (1.0 / 127.0), largest);
+    let inverse = if d > 1e-30 { 1.0 / d } else { 0.0 };
+    let mut qs = [0; 32];
+    for (q, x) in qs.iter_mut().zip(x) {
+        let v = x * inverse;
+        *q = whole(if v < 127.0 { v } else { 127.0 }) as i8;
+    }
+    BlockQ8_0 { d: F16Le::from_f32(d), qs }
+}
+
 impl Encoder for BlockQ8_0 {
-    /// The largest magnitude gets the code ±127, and the others the nearest for the scale as it is in the file.
+    /// The weights get the nearest codes for the scale as it is in the file.
     #[inline(always)]
     fn encode<'a, const W: bool>(values: &[f32], importance: impl Fn(usize) -> &'a [f32], out: &mut [Self]) {
+        if !W {
+            // There is nothing to search, and no sums that a block side by side with others would make faster.
+            for (x, block) in values.as_chunks::<32>().0.iter().zip(out) {
+                *block = q8_0(x);
+            }
+            return;
+        }
         let group = Group::<32, W>::load(values, importance);
         let largest = group.peak().abs();
-        let d = if W {
-            scale::<32, W, Integers<128>>(&group, &[127.0, 126.5, 127.5], 1)
-                .abs()
-                .max(largest * Lanes::splat(1.0 / 127.4))
-        } else {
-            largest * Lanes::splat(1.0 / 127.0)
-        };
-        let d = d.through_f16();
-        // Of a scale that is subnormal in f16 little may be left: then the next one.
-        let next = d.map(|d| half::f16::from_bits(half::f16::from_f32(d).to_bits() + 1).to_f32()).through_f16();
-        let d = largest.greater(d * Lanes::splat(127.5), next, d);
+        let found = scale::<32, W, Integers<128>>(&group, &[127.0, 126.5, 127.5], 1);
+        let d = found.abs().max(largest * Lanes::splat(1.0 / 127.4)).zip(largest, q8_0_scale);
         let q = encode::<32, W, Integers<128>>(&group, d);
         for (l, block) in out.iter_mut().enumerate() {
             // Codes count from −128.
@@ -209,7 +237,7 @@ impl Encoder for BlockMxfp4 {
             *e = if largest == 0.0 { 0 } else { *e };
         }
         let d = Lanes(best.map(e8m0_half));
-        let q = codes(&group.x.map(|x| E2m1::code(x / d)));
+        let q = codes(&each(&group.x, |x| E2m1::code(x / d)));
         for (l, block) in out.iter_mut().enumerate() {
             *block = BlockMxfp4 { e: best[l], qs: nibbles(&q[l]) };
         }

@@ -22,6 +22,8 @@ use core_tensor::block::{
 use core_tensor::{BlockFormat, DType};
 use half::slice::HalfFloatSliceExt;
 
+use crate::widest::widest;
+
 pub(crate) use recode::Codes;
 
 /// The dtypes that [`encode`] writes.
@@ -226,7 +228,11 @@ pub(crate) fn normalized(importance: &[f32], columns: usize) -> Result<Vec<f32>,
 
 /// Fails where a weight of rows, of which the first has the number `first_row`, is no finite number.
 pub(crate) fn check_finite(values: &[f32], columns: usize, first_row: usize) -> Result<(), EncodeError> {
-    let Some(at) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    // Many at once: a loop that may end at each is no loop for vectors.
+    let all = |values: &[f32]| values.iter().fold(true, |all, value| all & value.is_finite());
+    let Some(part) = values.chunks(1024).position(|part| !all(part)) else { return Ok(()) };
+    let Some(at) = values.iter().skip(1024 * part).position(|value| !value.is_finite()) else { return Ok(()) };
+    let at = 1024 * part + at;
     let (row, column) = (first_row + at / columns, at % columns);
     Err(EncodeError::NotFinite { row, column, value: values[at] })
 }
@@ -318,20 +324,31 @@ fn blocks<B: Encoder + PackedBlock<LEN>, const LEN: usize>(
     out: &mut [u8],
 ) {
     let out: &mut [B] = bytemuck::cast_slice_mut(out);
-    let arch = pulp::Arch::new();
     match importance {
-        Some(importance) => arch.dispatch(
+        Some(importance) => widest(
             #[inline(always)]
             || {
-                each::<B, LEN>(values, out, |start, values, out| {
-                    let at = |offset: usize| &importance[(start + offset) % columns..];
-                    B::encode::<true>(values, at, out);
-                });
+                each::<B, LEN>(
+                    values,
+                    out,
+                    #[inline(always)]
+                    |start, values, out| {
+                        let at = |offset: usize| &importance[(start + offset) % columns..];
+                        B::encode::<true>(values, at, out);
+                    },
+                );
             },
         ),
-        None => arch.dispatch(
+        None => widest(
             #[inline(always)]
-            || each::<B, LEN>(values, out, |_, values, out| B::encode::<false>(values, |_| &[], out)),
+            || {
+                each::<B, LEN>(
+                    values,
+                    out,
+                    #[inline(always)]
+                    |_, values, out| B::encode::<false>(values, |_| &[], out),
+                );
+            },
         ),
     }
 }

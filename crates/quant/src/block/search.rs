@@ -138,19 +138,15 @@ pub(crate) fn affine<const N: usize, const W: bool, const MAX: i32, const NEGATI
     let sums = Sums::of(group);
     let mut best = Affine { scale: Lanes::ZERO, min: low };
     let mut most = Lanes::splat(f32::NEG_INFINITY);
-    let mut consider = |inverse: Lanes, min: Lanes| {
+    for i in 0..starts.len() + refinements {
+        let (inverse, min) = match starts.get(i) {
+            Some(start) => (Lanes::splat(*start).over(high - low), low),
+            None => (Lanes::splat(1.0).over(best.scale), best.min),
+        };
         let (found, gain) = sums.with_codes::<N, W, MAX>(group, inverse, min).solve::<NEGATIVE_MIN>();
         best.scale = gain.greater(most, found.scale, best.scale);
         best.min = gain.greater(most, found.min, best.min);
         most = gain.max(most);
-        best
-    };
-    let mut found = Affine { scale: Lanes::ZERO, min: low };
-    for start in starts {
-        found = consider(Lanes::splat(*start).over(high - low), low);
     }
-    for _ in 0..refinements {
-        found = consider(Lanes::splat(1.0).over(found.scale), found.min);
-    }
-    found
+    best
 }

@@ -5,7 +5,7 @@
 //! the codes that come of it the scales of the scales are least squares' again.
 
 use super::grid::Grid;
-use super::lanes::{Group, LANES, Lanes, through_f16};
+use super::lanes::{Group, LANES, Lanes, each, through_f16};
 use super::search::{Affine, Sums};
 
 /// Sub-blocks with scales alone: `x ≈ d · s · v`.
@@ -26,7 +26,7 @@ pub(crate) fn scaled<const N: usize, const G: usize, const W: bool, V: Grid, con
 ) -> Scaled<N, G> {
     let (low, high) = (-(S as f32), (S - 1) as f32);
     let mut d = through_f16(scale_of_scales::<N, G, W>(groups, &found, low, high));
-    let mut scales = found.map(|found| found.over(Lanes::splat(d)).clamp(low, high).round());
+    let mut scales = each(&found, |found| found.over(Lanes::splat(d)).clamp(low, high).round());
     for _ in 0..rounds {
         let (mut above, mut below) = (0.0, 0.0);
         for (group, scale) in groups.iter().zip(&mut scales) {

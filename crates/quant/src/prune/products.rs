@@ -1,6 +1,7 @@
 //! How the inputs of a matrix go together.
 
 use crate::gptq::FeedbackError;
+use crate::widest::widest;
 
 /// Rows of a matrix that its outputs' error is measured on at most; of more, as many are taken at equal distances.
 const MEASURED: usize = 512;
@@ -59,11 +60,16 @@ impl Products {
         let rows = original.chunks_exact(k).zip(changed.chunks_exact(k)).step_by(step);
         let (mut noise, mut power) = (0.0, 0.0);
         let mut scratch = vec![0.0; k];
-        let arch = pulp::Arch::new();
         for (original, changed) in rows {
             let difference: Vec<f32> = original.iter().zip(changed).map(|(w, v)| w - v).collect();
-            power += arch.dispatch(|| self.form(original, &mut scratch));
-            noise += arch.dispatch(|| self.form(&difference, &mut scratch));
+            power += widest(
+                #[inline(always)]
+                || self.form(original, &mut scratch),
+            );
+            noise += widest(
+                #[inline(always)]
+                || self.form(&difference, &mut scratch),
+            );
         }
         if power > 0.0 { (noise.max(0.0) / power).sqrt() } else { 0.0 }
     }

@@ -8,6 +8,7 @@ use super::cut::Cut;
 use super::weights::counted;
 use super::{Pattern, PruneError, check};
 use crate::gptq::Feedback;
+use crate::widest::widest;
 
 /// Columns among which a share is taken, and behind which the others are brought up to date: as in the paper.
 const BLOCK: usize = 128;
@@ -78,7 +79,7 @@ fn run(weights: &mut [f32], feedback: &Feedback, choice: Choice<'_>, threads: us
                 let gone = gone.as_deref().map(|gone: &[bool]| &gone[number * share * len..]);
                 let block = &block;
                 scope.spawn(move || {
-                    pulp::Arch::new().dispatch(
+                    widest(
                         #[inline(always)]
                         || {
                             for (r, row) in part.chunks_exact_mut(k).enumerate() {

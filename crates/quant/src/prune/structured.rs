@@ -2,6 +2,7 @@
 
 use super::{Products, PruneError, check};
 use crate::gptq::{FeedbackError, inverse_factor};
+use crate::widest::widest;
 
 /// What each input of a matrix gives to its outputs: the sum of the squares of its columns' weights, times the mean squares of what meets them, over units of
 /// `unit` columns (1 of neurons, the length of its heads' values for a group of heads).
@@ -90,7 +91,7 @@ pub fn least_squares(
         for (weights, out) in weights.chunks(share * k).zip(out.chunks_mut((share * s).max(1))) {
             let (gone, across, factor) = (&gone, &across, &factor);
             scope.spawn(move || {
-                pulp::Arch::new().dispatch(
+                widest(
                     #[inline(always)]
                     || {
                         for (row, out) in weights.chunks_exact(k).zip(out.chunks_exact_mut(s)) {
