@@ -196,11 +196,23 @@ fn dequantize(cx: &RunContext<'_>, table: QuantizedWeight, row: usize, row_len: 
     let Some(weight) = cx.weights.tables.get(&table.weight) else { return };
     let scales = cx.floats(table.scale);
     let scale = scales[if scales.len() == 1 { 0 } else { row }];
-    let middle = if weight.dtype() == DType::U8 { 0x80u8 } else { 0 };
+    let signed = weight.dtype() == DType::I8;
+    let number = |byte: u8| if signed { i16::from(byte.cast_signed()) } else { i16::from(byte) };
+    let zero = match table.zero.map(|zero| cx.view(zero)) {
+        // SAFETY: there is one zero point, or one for each row.
+        Some(zeros) => number(unsafe { zeros.ptr.add(if zeros.len() == 1 { 0 } else { row }).read() }),
+        None => {
+            if signed {
+                0
+            } else {
+                128
+            }
+        }
+    };
     match weight.rows(row..row + 1) {
         Ok(bytes) => {
             for (i, byte) in bytes.iter().take(row_len).enumerate() {
-                let value = f32::from((byte ^ middle).cast_signed()) * scale;
+                let value = f32::from(number(*byte) - zero) * scale;
                 // SAFETY: row i of the result is this thread's, and has row_len f32.
                 unsafe { out.add(i).write(value) };
             }

@@ -13,11 +13,26 @@ fn bytes(random: &mut Random, graph: &mut Graph, dtype: DType, shape: &[usize]) 
     graph.weight("bytes", Weight::stored(Tensor::from_bytes(dtype, shape, &bytes).expect("a weight")))
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Zero {
+    /// The same everywhere.
+    All(u8),
+    /// Another for each output, anywhere.
+    Any,
+}
+
 /// How a graph spells the dequantization.
 #[derive(Clone, Copy, Debug)]
 enum Spelling {
-    Operator { dtype: DType, zero: Option<u8>, per_channel: bool },
-    CastAndFactor { scale_first: bool },
+    /// With one zero point for all, or one for each output.
+    Operator {
+        dtype: DType,
+        zero: Option<Zero>,
+        per_channel: bool,
+    },
+    CastAndFactor {
+        scale_first: bool,
+    },
 }
 
 /// `[k, n]` weights, or `[n, k]`, dequantized with a factor for each output.
@@ -37,7 +52,11 @@ fn dequantized(
             let scale = graph.weight("scale", random.weight(DType::F32, extents));
             let mut inputs = vec![Some(w), Some(scale)];
             inputs.extend(zero.map(|zero| {
-                let zeros = vec![zero; extents.iter().product()];
+                let count = extents.iter().product();
+                let zeros: Vec<u8> = match zero {
+                    Zero::All(zero) => vec![zero; count],
+                    Zero::Any => (0..count).map(|i| (37 * i + 3) as u8).collect(),
+                };
                 let zeros = Tensor::from_bytes(dtype, extents, &zeros).expect("zero points");
                 Some(graph.weight("zero", Weight::stored(zeros)))
             }));
@@ -60,9 +79,11 @@ fn spellings() -> Vec<Spelling> {
     let operator = |dtype, zero, per_channel| Spelling::Operator { dtype, zero, per_channel };
     vec![
         operator(DType::I8, None, true),
-        operator(DType::I8, Some(0), false),
-        operator(DType::I8, Some(3), true),
-        operator(DType::U8, Some(128), true),
+        operator(DType::I8, Some(Zero::All(0)), false),
+        operator(DType::I8, Some(Zero::Any), true),
+        operator(DType::I8, Some(Zero::All(3)), false),
+        operator(DType::U8, Some(Zero::All(128)), true),
+        operator(DType::U8, Some(Zero::Any), true),
         operator(DType::U8, None, false),
         Spelling::CastAndFactor { scale_first: false },
         Spelling::CastAndFactor { scale_first: true },

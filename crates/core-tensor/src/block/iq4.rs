@@ -41,18 +41,28 @@ pub struct BlockIq4Xs {
     pub qs: [u8; 128],
 }
 
+impl BlockIq4Xs {
+    /// The eight scales, in −32..=31.
+    #[inline]
+    #[must_use]
+    pub fn scales(&self) -> [i8; 8] {
+        let high_bits = u16::from_le_bytes(self.scales_h);
+        std::array::from_fn(|i| {
+            let low = self.scales_l[i / 2] >> (i % 2 * 4) & 15;
+            let high = (high_bits >> (i * 2)) as u8 & 3;
+            (low | high << 4) as i8 - 32
+        })
+    }
+}
+
 impl PackedBlock<256> for BlockIq4Xs {
     const FORMAT: BlockFormat = BlockFormat::IQ4_XS;
 
     fn decode(&self, out: &mut [f32; 256]) {
         let d = self.d.to_f32();
-        let high_bits = u16::from_le_bytes(self.scales_h);
         let (sub_blocks, _) = out.as_chunks_mut::<32>();
         let (bytes, _) = self.qs.as_chunks::<16>();
-        for (i, (weights, qs)) in sub_blocks.iter_mut().zip(bytes).enumerate() {
-            let low = self.scales_l[i / 2] >> (i % 2 * 4) & 15;
-            let high = (high_bits >> (i * 2)) as u8 & 3;
-            let scale = (low | high << 4) as i8 - 32;
+        for ((weights, qs), scale) in sub_blocks.iter_mut().zip(bytes).zip(self.scales()) {
             look_up(d * f32::from(scale), qs, weights);
         }
     }

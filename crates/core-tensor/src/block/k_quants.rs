@@ -25,19 +25,33 @@ pub struct BlockQ2K {
     pub dmin: F16Le,
 }
 
+/// 256 numbers of two bits in their order: each 32 bytes hold four runs of 32.
+#[inline]
+pub(super) fn pairs_of_bits(bytes: &[u8; 64]) -> [u8; 256] {
+    std::array::from_fn(|i| bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3)
+}
+
+impl BlockQ2K {
+    /// The quants `q` of all weights, in 0..=3.
+    #[inline]
+    #[must_use]
+    pub fn quants(&self) -> [u8; 256] {
+        pairs_of_bits(&self.qs)
+    }
+}
+
 impl PackedBlock<256> for BlockQ2K {
     const FORMAT: BlockFormat = BlockFormat::Q2_K;
 
     fn decode(&self, out: &mut [f32; 256]) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
         let (sub_blocks, _) = out.as_chunks_mut::<16>();
-        let (bytes, _) = self.qs.as_chunks::<16>();
-        for (i, (weights, &scale)) in sub_blocks.iter_mut().zip(&self.scales).enumerate() {
+        let quants = self.quants();
+        for ((weights, quants), &scale) in sub_blocks.iter_mut().zip(quants.as_chunks::<16>().0).zip(&self.scales) {
             let dl = d * f32::from(scale & 15);
             let ml = dmin * f32::from(scale >> 4);
-            let shift = i / 2 % 4 * 2;
-            for (y, &q) in weights.iter_mut().zip(&bytes[i / 8 * 2 + i % 2]) {
-                *y = dl * f32::from(q >> shift & 3) - ml;
+            for (y, &q) in weights.iter_mut().zip(quants) {
+                *y = dl * f32::from(q) - ml;
             }
         }
     }
@@ -76,6 +90,17 @@ impl BlockQ3K {
         }
         scales
     }
+
+    /// The quants `q` of all weights, in 0..=7.
+    #[inline]
+    #[must_use]
+    pub fn quants(&self) -> [u8; 256] {
+        let mut quants = pairs_of_bits(&self.qs);
+        for (i, q) in quants.iter_mut().enumerate() {
+            *q |= (self.hmask[i % 32] >> (i / 32) & 1) << 2;
+        }
+        quants
+    }
 }
 
 impl PackedBlock<256> for BlockQ3K {
@@ -84,14 +109,10 @@ impl PackedBlock<256> for BlockQ3K {
     fn decode(&self, out: &mut [f32; 256]) {
         let d = self.d.to_f32();
         let (sub_blocks, _) = out.as_chunks_mut::<16>();
-        let (low, _) = self.qs.as_chunks::<16>();
-        let (high, _) = self.hmask.as_chunks::<16>();
-        for (i, (weights, scale)) in sub_blocks.iter_mut().zip(self.scales()).enumerate() {
+        let quants = self.quants();
+        for ((weights, quants), scale) in sub_blocks.iter_mut().zip(quants.as_chunks::<16>().0).zip(self.scales()) {
             let dl = d * f32::from(scale);
-            let shift = i / 2 % 4 * 2;
-            let quants = low[i / 8 * 2 + i % 2].iter().zip(&high[i % 2]);
-            for (y, (&l, &h)) in weights.iter_mut().zip(quants) {
-                let q = l >> shift & 3 | (h >> (i / 2) & 1) << 2;
+            for (y, &q) in weights.iter_mut().zip(quants) {
                 *y = dl * f32::from(q as i8 - 4);
             }
         }

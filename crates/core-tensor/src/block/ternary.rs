@@ -1,5 +1,6 @@
 //! TQ1_0 and TQ2_0: 256 weights that are −d, 0 or d.
 
+use super::k_quants::pairs_of_bits;
 use super::{F16Le, PackedBlock};
 use crate::BlockFormat;
 use bytemuck::{Pod, Zeroable};
@@ -47,10 +48,7 @@ impl PackedBlock<256> for BlockTq1_0 {
     const FORMAT: BlockFormat = BlockFormat::TQ1_0;
 
     fn decode(&self, out: &mut [f32; 256]) {
-        let d = self.d.to_f32();
-        for (y, q) in out.iter_mut().zip(self.digits()) {
-            *y = f32::from(i16::from(q) - 1) * d;
-        }
+        decode(&self.digits(), self.d, out);
     }
 }
 
@@ -67,18 +65,26 @@ pub struct BlockTq2_0 {
     pub d: F16Le,
 }
 
+impl BlockTq2_0 {
+    /// The digits `q` of all weights, in 0..=3.
+    #[inline]
+    #[must_use]
+    pub fn digits(&self) -> [u8; 256] {
+        pairs_of_bits(&self.qs)
+    }
+}
+
 impl PackedBlock<256> for BlockTq2_0 {
     const FORMAT: BlockFormat = BlockFormat::TQ2_0;
 
     fn decode(&self, out: &mut [f32; 256]) {
-        let d = self.d.to_f32();
-        let (runs, _) = out.as_chunks_mut::<32>();
-        let (bytes, _) = self.qs.as_chunks::<32>();
-        for (i, weights) in runs.iter_mut().enumerate() {
-            let shift = i % 4 * 2;
-            for (y, &q) in weights.iter_mut().zip(&bytes[i / 4]) {
-                *y = f32::from((q >> shift & 3) as i8 - 1) * d;
-            }
-        }
+        decode(&self.digits(), self.d, out);
+    }
+}
+
+fn decode(digits: &[u8; 256], d: F16Le, out: &mut [f32; 256]) {
+    let d = d.to_f32();
+    for (y, &q) in out.iter_mut().zip(digits) {
+        *y = f32::from(q as i8 - 1) * d;
     }
 }

@@ -129,10 +129,11 @@ impl Compiler<'_> {
 
     /// What a weight is multiplied with.
     fn kind(&self, weight: MatrixId) -> ActivationKind {
-        let fastest = self.weights.matrices.get(&weight).map_or(ActivationKind::F32, PackedMatrix::fastest_kind);
-        let is_i8 = self.weights.matrices.get(&weight).is_some_and(|matrix| matrix.dtype() == DType::I8);
+        let matrix = self.weights.matrices.get(&weight);
+        let fastest = matrix.map_or(ActivationKind::F32, PackedMatrix::fastest_kind);
+        let bytes = matrix.is_some_and(|matrix| matches!(matrix.dtype(), DType::I8 | DType::U8));
         // Who writes down to dequantize asks for f32, unless 8 bits were asked for.
-        match (if is_i8 { self.dequantized } else { self.activations }, fastest) {
+        match (if bytes { self.dequantized } else { self.activations }, fastest) {
             (ActivationKind::F32, _) | (ActivationKind::I16, ActivationKind::Q8) => ActivationKind::F32,
             (_, fastest) => fastest,
         }

@@ -37,7 +37,7 @@ pub(crate) use conv::conv_id;
 pub(crate) use integer::integer_id;
 pub(crate) use recurrent::recurrent_id;
 
-pub(crate) use quantized::{QuantizedWeight, dequantizing_nodes, quantized_matrix, quantized_table};
+pub(crate) use quantized::{Loaded, QuantizedWeight, dequantizing_nodes, quantized_matrix, quantized_table};
 use schedule::schedule;
 pub(crate) use support::{has_kernel, is_linear, supports};
 

@@ -12,31 +12,49 @@ pub(crate) struct QuantizedWeight {
     pub(crate) weight: ValueId,
     /// One f32 factor for each index of `axis`, or one for all.
     pub(crate) scale: ValueId,
+    /// As many zero points of the weight's type, where they are not in the middle of it.
+    pub(crate) zero: Option<ValueId>,
     /// The extent that the factors belong to.
     pub(crate) axis: usize,
 }
 
-/// Signed bytes, and the factors along the axis.
-pub(crate) type Loaded = (Vec<u8>, Vec<f32>);
+/// A quantized weight in memory.
+pub(crate) struct Loaded {
+    /// Signed bytes around zero; unsigned ones if there are zero points.
+    pub(crate) bytes: Vec<u8>,
+    /// The factors along the axis.
+    pub(crate) scales: Vec<f32>,
+    /// The zero points along it.
+    pub(crate) zeros: Option<Vec<u8>>,
+}
 
 impl QuantizedWeight {
-    /// The weight's bytes as signed ones around zero, and the factor of each index of the axis.
+    /// The weight's bytes, and the factor of each index of the axis.
     pub(crate) fn load(&self, graph: &Graph) -> Result<Option<Loaded>, WeightError> {
         let (Some(weight), Some(scale)) = (graph.weight_of(self.weight), graph.weight_of(self.scale)) else {
             return Ok(None);
         };
-        let mut bytes = weight.to_tensor()?.bytes().to_vec();
-        if weight.dtype() == DType::U8 {
-            bytes.iter_mut().for_each(|byte| *byte ^= 0x80);
-        }
-        Ok(Some((bytes, self.factors(weight, scale)?)))
-    }
-
-    fn factors(&self, weight: &Weight, scale: &Weight) -> Result<Vec<f32>, WeightError> {
-        let scales = scale.to_tensor()?.to_f32()?;
+        let stored = if self.zero.is_some() { DType::U8 } else { DType::I8 };
+        let bytes_of = |weight: &Weight| -> Result<Vec<u8>, WeightError> {
+            let mut bytes = weight.to_tensor()?.bytes().to_vec();
+            if weight.dtype() != stored {
+                bytes.iter_mut().for_each(|byte| *byte ^= 0x80);
+            }
+            Ok(bytes)
+        };
         let count = weight.shape()[self.axis];
-        Ok(if scales.len() == 1 { vec![scales[0]; count] } else { scales })
+        let zeros = self.zero.and_then(|zero| graph.weight_of(zero)).map(|zeros| bytes_of(zeros)).transpose()?;
+        Ok(Some(Loaded {
+            bytes: bytes_of(weight)?,
+            scales: for_each_index(scale.to_tensor()?.to_f32()?, count),
+            zeros: zeros.map(|zeros| for_each_index(zeros, count)),
+        }))
     }
+}
+
+/// One for all becomes one for each.
+fn for_each_index<T: Copy>(factors: Vec<T>, count: usize) -> Vec<T> {
+    if factors.len() == 1 { vec![factors[0]; count] } else { factors }
 }
 
 fn producer(graph: &Graph, id: ValueId) -> Option<&Node> {
@@ -62,15 +80,24 @@ fn dequantized(graph: &Graph, id: ValueId, axis: usize) -> Option<QuantizedWeigh
                 Granularity::Axis(at) => at == axis as isize || at + 2 == axis as isize,
                 Granularity::Blocks { .. } => false,
             };
-            let count = graph.weight_of(scale)?.shape().iter().product::<usize>();
-            let fits = fits && (count == 1 || count == stored.shape()[axis]);
+            let agrees = |id: ValueId| {
+                let count = graph.weight_of(id)?.shape().iter().product::<usize>();
+                (count == 1 || count == stored.shape()[axis]).then_some(())
+            };
+            agrees(scale)?;
             // Bytes around zero, and unsigned ones around 128, need no correction.
             let middle = if stored.dtype() == DType::U8 { 0x80 } else { 0 };
-            let centred = match input(2) {
-                None => middle == 0,
-                Some(zero) => graph.weight_of(zero)?.to_tensor().ok()?.bytes().iter().all(|byte| *byte == middle),
+            let zero = match input(2) {
+                None if middle == 0 => None,
+                None => return None,
+                Some(zero) => {
+                    agrees(zero)?;
+                    let zeros = graph.weight_of(zero).filter(|zeros| zeros.dtype() == stored.dtype())?;
+                    let centred = zeros.to_tensor().ok()?.bytes().iter().all(|byte| *byte == middle);
+                    (!centred).then_some(zero)
+                }
             };
-            (fits && centred).then_some(QuantizedWeight { weight, scale, axis })
+            fits.then_some(QuantizedWeight { weight, scale, zero, axis })
         }
         Op::Binary(Binary::Mul) => {
             let (a, b) = (input(0)?, input(1)?);
@@ -84,7 +111,7 @@ fn dequantized(graph: &Graph, id: ValueId, axis: usize) -> Option<QuantizedWeigh
             let along = factors.len().checked_add(axis).and_then(|at| at.checked_sub(2)).and_then(|at| factors.get(at));
             let fits = factors.len() <= 2 && (count == 1 || along == Some(&count) && count == stored.shape()[axis]);
             let to_f32 = matches!(&cast.op, Op::Cast(op) if op.to == DType::F32);
-            (fits && to_f32).then_some(QuantizedWeight { weight, scale, axis })
+            (fits && to_f32).then_some(QuantizedWeight { weight, scale, zero: None, axis })
         }
         _ => None,
     }

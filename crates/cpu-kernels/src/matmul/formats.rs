@@ -18,8 +18,8 @@
 //!
 //! Nibbles that index a table become its bytes by one instruction that looks up sixteen.
 //!
-//! Scales and minima keep the file's precision: f16, and for K-quants 8-bit integers per block (per 16 weights for Q6_K)
-//! times an f16 per record.
+//! Scales and minima keep the file's precision: f16, and for K-quants integers per block (per 16 weights for Q2_K, Q3_K and
+//! Q6_K) times an f16 per record; of MXFP4 the exponents of f32.
 
 use core_tensor::block::{E2M1_DOUBLED, IQ4_VALUES};
 
@@ -103,6 +103,16 @@ unsafe fn fifth_bits<S: Simd, const HALF: usize>(s: S, p: *const u8) -> [S::I; 4
 #[inline(always)]
 fn join<S: Simd>(s: S, low: [S::I; 4], high: [S::I; 4]) -> [S::I; 4] {
     std::array::from_fn(|j| s.i_or(low[j], high[j]))
+}
+
+/// f16 factors of records times integers of blocks.
+///
+/// # Safety
+/// `factors` is readable for as many f16 as a vector has lanes.
+#[inline(always)]
+unsafe fn product<S: Simd>(s: S, factors: *const u8, integers: S::I) -> S::F {
+    // SAFETY: the caller's.
+    s.f_mul(unsafe { s.f_load_f16(factors) }, s.f_from_i(integers))
 }
 
 /// A format whose blocks of 32 stand alone: two blocks make a record.
@@ -221,19 +231,13 @@ macro_rules! with_block_minima {
             #[inline(always)]
             unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
                 // SAFETY: the offsets are those of the layout.
-                unsafe {
-                    let integer = s.f_from_i(s.i_load_u8(record.add(Self::SCALES + 16 * block + lane)));
-                    s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
-                }
+                unsafe { product(s, record.add(2 * lane), s.i_load_u8(record.add(Self::SCALES + 16 * block + lane))) }
             }
 
             #[inline(always)]
             unsafe fn min<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
                 // SAFETY: the offsets are those of the layout.
-                unsafe {
-                    let integer = s.f_from_i(s.i_load_u8(record.add(Self::MINS + 16 * block + lane)));
-                    s.f_mul(s.f_load_f16(record.add(32 + 2 * lane)), integer)
-                }
+                unsafe { product(s, record.add(32 + 2 * lane), s.i_load_u8(record.add(Self::MINS + 16 * block + lane))) }
             }
         }
     };
@@ -286,8 +290,7 @@ impl Packing for Q6K {
     unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
         // SAFETY: the offsets are those of the layout.
         unsafe {
-            let integer = s.f_from_i(s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)));
-            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+            product(s, record.add(2 * lane), s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)))
         }
     }
 }
@@ -391,10 +394,7 @@ impl Packing for Iq4Xs {
     #[inline(always)]
     unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, _: usize, lane: usize) -> S::F {
         // SAFETY: the offsets are those of the layout.
-        unsafe {
-            let integer = s.f_from_i(s.i_load_i8(record.add(Self::SCALES + 16 * block + lane)));
-            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
-        }
+        unsafe { product(s, record.add(2 * lane), s.i_load_i8(record.add(Self::SCALES + 16 * block + lane))) }
     }
 }
 
@@ -442,8 +442,7 @@ impl Packing for Q2K {
         // SAFETY: the offsets are those of the layout.
         unsafe {
             let both = s.i_load_u8(record.add(Self::SCALES + 32 * block + 16 * half + lane));
-            let integer = s.f_from_i(s.i_and(both, s.i_splat(15)));
-            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+            product(s, record.add(2 * lane), s.i_and(both, s.i_splat(15)))
         }
     }
 
@@ -452,8 +451,7 @@ impl Packing for Q2K {
         // SAFETY: the offsets are those of the layout.
         unsafe {
             let both = s.i_load_u8(record.add(Self::SCALES + 32 * block + 16 * half + lane));
-            let integer = s.f_from_i(s.i_shr::<4>(both));
-            s.f_mul(s.f_load_f16(record.add(32 + 2 * lane)), integer)
+            product(s, record.add(32 + 2 * lane), s.i_shr::<4>(both))
         }
     }
 }
@@ -499,8 +497,7 @@ impl Packing for Q3K {
     unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
         // SAFETY: the offsets are those of the layout.
         unsafe {
-            let integer = s.f_from_i(s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)));
-            s.f_mul(s.f_load_f16(record.add(2 * lane)), integer)
+            product(s, record.add(2 * lane), s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)))
         }
     }
 }
@@ -554,35 +551,57 @@ ternary!(
     Tq2_0: source 66
 );
 
-/// Signed bytes with one f32 scale per row, as quantized models store linear layers: `[16]` f32 scales, then as [`Q8_0`] two blocks of bytes.
-pub(super) struct I8;
+/// Bytes, 128 of which is 0, with f32 factors of rows.
+macro_rules! bytes {
+    ($(#[$doc:meta])* $name:ident: min $min:literal) => {
+        $(#[$doc])*
+        pub(super) struct $name;
 
-impl I8 {
-    /// Offset of the weights, after the scales.
-    pub(super) const LOW: usize = 64;
+        impl $name {
+            /// Offset of the minima, after the scales.
+            pub(super) const MINS: usize = 64;
+            /// Offset of the weights.
+            pub(super) const LOW: usize = Self::MINS + if $min { 64 } else { 0 };
+        }
+
+        impl Packing for $name {
+            const BLOCKS: usize = 2;
+            const BYTES: usize = Self::LOW + 1024;
+            const SOURCE_BYTES: usize = 64;
+            const BITS: u32 = 8;
+            const ZERO: u32 = 7;
+            const HAS_MIN: bool = $min;
+
+            #[inline(always)]
+            unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
+                let p = record.wrapping_add(Self::LOW + 4 * lane + 512 * block + 256 * HALF);
+                // SAFETY: the offsets are those of the layout.
+                std::array::from_fn(|j| unsafe { s.i_load(p.add(64 * j)) })
+            }
+
+            #[inline(always)]
+            unsafe fn scale<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
+                // SAFETY: the offsets are those of the layout.
+                unsafe { s.f_load(record.add(4 * lane).cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn min<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
+                // SAFETY: the offsets are those of the layout, which has minima where they are asked for.
+                unsafe { s.f_load(record.add(Self::MINS + 4 * lane).cast()) }
+            }
+        }
+    };
 }
 
-impl Packing for I8 {
-    const BLOCKS: usize = 2;
-    const BYTES: usize = Self::LOW + 1024;
-    const SOURCE_BYTES: usize = 64;
-    const BITS: u32 = 8;
-    const ZERO: u32 = 7;
-    const HAS_MIN: bool = false;
-
-    #[inline(always)]
-    unsafe fn quads<S: Simd, const HALF: usize>(s: S, record: *const u8, block: usize, lane: usize) -> [S::I; 4] {
-        let p = record.wrapping_add(Self::LOW + 4 * lane + 512 * block + 256 * HALF);
-        // SAFETY: the offsets are those of the layout.
-        std::array::from_fn(|j| unsafe { s.i_load(p.add(64 * j)) })
-    }
-
-    #[inline(always)]
-    unsafe fn scale<S: Simd>(s: S, record: *const u8, _: usize, _: usize, lane: usize) -> S::F {
-        // SAFETY: the offsets are those of the layout.
-        unsafe { s.f_load(record.add(4 * lane).cast()) }
-    }
-}
+bytes!(
+    /// Signed bytes with one f32 scale per row, as quantized models store linear layers: `[16]` f32 scales, then as [`Q8_0`] two blocks of bytes.
+    I8: min false
+);
+bytes!(
+    /// Unsigned bytes with a scale and a zero point per row: as [`I8`], with `[16]` f32 that are added to weights behind the scales.
+    U8: min true
+);
 
 /// Calls a macro's arm with the packing type of a block format, or answers `$none`.
 macro_rules! with_packing {
@@ -596,6 +615,7 @@ macro_rules! with_packing {
         }
         match $dtype {
             DType::I8 => arm!(I8),
+            DType::U8 => arm!(U8),
             DType::Block(BlockFormat::Q4_0) => arm!(Q4_0),
             DType::Block(BlockFormat::Q4_1) => arm!(Q4_1),
             DType::Block(BlockFormat::Q5_0) => arm!(Q5_0),

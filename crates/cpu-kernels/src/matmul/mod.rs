@@ -309,19 +309,44 @@ impl PackedMatrix {
     /// # Errors
     /// If the weights are of another type, or there is not one factor per output.
     pub fn with_scales(self, scales: &[f32]) -> Result<PackedMatrix, PackError> {
-        if self.dtype != DType::I8 || scales.len() != self.n {
-            return Err(PackError::Shape { dtype: self.dtype, n: scales.len(), k: self.k });
+        self.check_factors(DType::I8, scales)?;
+        self.write_factors(<formats::I8 as Packing>::BYTES, 0, scales);
+        Ok(self)
+    }
+
+    /// The same matrix of unsigned bytes with a factor and a zero point for each output: a byte is worth `scale · (byte − zero)`, and not, as until
+    /// then, what it is less 128.
+    ///
+    /// # Errors
+    /// If the weights are of another type, or there are not as many factors and zero points as outputs.
+    pub fn with_zero_points(self, scales: &[f32], zeros: &[u8]) -> Result<PackedMatrix, PackError> {
+        self.check_factors(DType::U8, scales)?;
+        self.check_factors(DType::U8, zeros)?;
+        let minima: Vec<f32> =
+            scales.iter().zip(zeros).map(|(scale, zero)| scale * f32::from(128 - i16::from(*zero))).collect();
+        self.write_factors(<formats::U8 as Packing>::BYTES, 0, scales);
+        self.write_factors(<formats::U8 as Packing>::BYTES, formats::U8::MINS, &minima);
+        Ok(self)
+    }
+
+    fn check_factors<T>(&self, dtype: DType, factors: &[T]) -> Result<(), PackError> {
+        if self.dtype != dtype || factors.len() != self.n {
+            return Err(PackError::Shape { dtype: self.dtype, n: factors.len(), k: self.k });
         }
-        for (group, scales) in scales.chunks(GROUP).enumerate() {
-            for record in (0..self.group_bytes).step_by(<formats::I8 as Packing>::BYTES) {
-                // SAFETY: a record begins with sixteen scales, and nobody else has the matrix.
+        Ok(())
+    }
+
+    /// Writes sixteen factors into each record of `bytes` bytes, `at` bytes from its beginning, which the layout has there.
+    fn write_factors(&self, bytes: usize, at: usize, factors: &[f32]) {
+        for (group, factors) in factors.chunks(GROUP).enumerate() {
+            for record in (0..self.group_bytes).step_by(bytes) {
+                // SAFETY: a record has room for sixteen factors there, and nobody else has the matrix.
                 unsafe {
-                    let out = self.data.as_mut_ptr().add(group * self.group_bytes + record);
-                    std::ptr::copy_nonoverlapping(scales.as_ptr().cast(), out, 4 * scales.len());
+                    let out = self.data.as_mut_ptr().add(group * self.group_bytes + record + at);
+                    std::ptr::copy_nonoverlapping(factors.as_ptr().cast(), out, 4 * factors.len());
                 }
             }
         }
-        Ok(self)
     }
 
     /// Type of the weights, as in the file.

@@ -1,9 +1,9 @@
 //! File rows → packed records.
 
-use core_tensor::block::{BlockQ3K, BlockTq1_0, BlockTq2_0};
+use core_tensor::block::{BlockIq4Xs, BlockQ2K, BlockQ3K, BlockTq1_0, BlockTq2_0};
 
 use super::formats::{
-    GROUP, I8, Iq4Nl, Iq4Xs, Mxfp4, Packing, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
+    GROUP, I8, Iq4Nl, Iq4Xs, Mxfp4, Packing, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0, U8,
 };
 
 /// A record's source: one pointer per row of the group.
@@ -64,6 +64,21 @@ unsafe fn halves(rows: &Rows, at: usize, out: &mut [u8]) {
         // SAFETY: the caller's.
         out.copy_from_slice(&unsafe { row.add(at).cast::<[u8; 2]>().read_unaligned() });
     }
+}
+
+/// The f16 at `scale` of each row side by side, then those at `min`, negated.
+///
+/// # Safety
+/// Each row is readable for two bytes from either on.
+#[inline(always)]
+unsafe fn factors_and_minima(rows: &Rows, scale: usize, min: usize, out: &mut [u8]) {
+    let (scales, minima) = out.split_at_mut(32);
+    // SAFETY: the caller's.
+    unsafe {
+        halves(rows, scale, scales);
+        halves(rows, min, minima);
+    }
+    minima.chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
 }
 
 /// Bit `4 j + i` of a word moves to bit `8 i + j`.
@@ -135,19 +150,28 @@ impl Pack for Q8_0 {
     }
 }
 
-impl Pack for I8 {
-    #[inline(always)]
-    unsafe fn pack(rows: &Rows, out: &mut [u8]) {
-        assert_eq!(out.len(), Self::BYTES);
-        let (scales, weights) = out.split_at_mut(Self::LOW);
-        scales.chunks_exact_mut(4).for_each(|scale| scale.copy_from_slice(&1f32.to_le_bytes()));
-        for (block, out) in weights.chunks_exact_mut(512).enumerate() {
-            // SAFETY: 64 bytes in each row.
-            unsafe { interleave(rows, 32 * block, 2, out) };
-            out.iter_mut().for_each(|b| *b ^= 0x80);
+macro_rules! bytes {
+    ($name:ident, flip $flip:literal) => {
+        impl Pack for $name {
+            #[inline(always)]
+            unsafe fn pack(rows: &Rows, out: &mut [u8]) {
+                assert_eq!(out.len(), Self::BYTES);
+                let (factors, weights) = out.split_at_mut(Self::LOW);
+                let (scales, minima) = factors.split_at_mut(Self::MINS);
+                scales.chunks_exact_mut(4).for_each(|scale| scale.copy_from_slice(&1f32.to_le_bytes()));
+                minima.fill(0);
+                for (block, out) in weights.chunks_exact_mut(512).enumerate() {
+                    // SAFETY: 64 bytes in each row.
+                    unsafe { interleave(rows, 32 * block, 2, out) };
+                    out.iter_mut().for_each(|b| *b ^= $flip);
+                }
+            }
         }
-    }
+    };
 }
+
+bytes!(I8, flip 0x80);
+bytes!(U8, flip 0);
 
 /// Two times 32 nibbles that share 32 bytes (first in the low halves) → two blocks in which byte `i` has weights `i` and
 /// `i + 16`.
@@ -254,11 +278,7 @@ macro_rules! with_block_minima {
             unsafe fn pack(rows: &Rows, out: &mut [u8]) {
                 assert_eq!(out.len(), Self::BYTES);
                 // SAFETY: a super-block begins with two f16.
-                unsafe {
-                    halves(rows, 0, &mut out[..32]);
-                    halves(rows, 2, &mut out[32..64]);
-                }
-                out[32..64].chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
+                unsafe { factors_and_minima(rows, 0, 2, &mut out[..64]) };
                 let mut factors = [[0u8; 16]; GROUP];
                 let mut nibbles = [[0u8; 128]; GROUP];
                 for (r, row) in rows.iter().enumerate() {
@@ -366,13 +386,10 @@ impl Pack for Iq4Xs {
         }
         out[32..Self::SCALES].fill(0);
         for (r, row) in rows.iter().enumerate() {
-            // SAFETY: as above.
-            let head = unsafe { row.cast::<[u8; 8]>().read_unaligned() };
-            let high = u16::from_le_bytes([head[2], head[3]]);
-            for i in 0..8 {
-                let low = head[4 + i / 2] >> (4 * (i % 2)) & 15;
-                let scale = low | ((high >> (2 * i)) as u8 & 3) << 4;
-                out[Self::SCALES + 16 * i + r] = scale.wrapping_sub(32);
+            // SAFETY: a super-block has this many bytes, and needs no alignment.
+            let block = unsafe { row.cast::<BlockIq4Xs>().read_unaligned() };
+            for (i, scale) in block.scales().into_iter().enumerate() {
+                out[Self::SCALES + 16 * i + r] = scale.cast_unsigned();
             }
         }
     }
@@ -396,30 +413,19 @@ fn pack_few_bits(codes: &[u8; 256], lane: usize, low: &mut [u8], high: &mut [u8]
     }
 }
 
-/// The pairs of bits of 256 weights, as Q2_K, Q3_K and TQ2_0 have them: each 32 bytes hold four runs of 32 weights.
-#[inline(always)]
-fn pairs_of_bits(bytes: &[u8; 64]) -> [u8; 256] {
-    std::array::from_fn(|i| bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3)
-}
-
 impl Pack for Q2K {
     #[inline(always)]
     unsafe fn pack(rows: &Rows, out: &mut [u8]) {
         assert_eq!(out.len(), Self::BYTES);
         // SAFETY: a super-block ends with two f16.
-        unsafe {
-            halves(rows, 80, &mut out[..32]);
-            halves(rows, 82, &mut out[32..64]);
-        }
-        out[32..64].chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
+        unsafe { factors_and_minima(rows, 80, 82, &mut out[..64]) };
         for (r, row) in rows.iter().enumerate() {
-            // SAFETY: before them there are 16 bytes of scales and minima, and 64 of weights.
-            let (factors, quants) =
-                unsafe { (row.cast::<[u8; 16]>().read_unaligned(), row.add(16).cast::<[u8; 64]>().read_unaligned()) };
-            for (i, factor) in factors.into_iter().enumerate() {
-                out[Self::SCALES + 16 * i + r] = factor;
+            // SAFETY: a super-block has this many bytes, and needs no alignment.
+            let block = unsafe { row.cast::<BlockQ2K>().read_unaligned() };
+            for (i, scale) in block.scales.into_iter().enumerate() {
+                out[Self::SCALES + 16 * i + r] = scale;
             }
-            pack_few_bits(&pairs_of_bits(&quants), r, &mut out[Self::LOW..], &mut []);
+            pack_few_bits(&block.quants(), r, &mut out[Self::LOW..], &mut []);
         }
     }
 }
@@ -437,41 +443,32 @@ impl Pack for Q3K {
             for (i, scale) in block.scales().into_iter().enumerate() {
                 out[Self::SCALES + 16 * i + r] = scale.cast_unsigned();
             }
-            let mut codes = pairs_of_bits(&block.qs);
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code |= (block.hmask[i % 32] >> (i / 32) & 1) << 2;
-            }
             let (high, low) = out[Self::HIGH..].split_at_mut(Self::LOW - Self::HIGH);
-            pack_few_bits(&codes, r, low, high);
+            pack_few_bits(&block.quants(), r, low, high);
         }
     }
 }
 
 macro_rules! ternary {
-    ($name:ident, $block:ident, scale $scale:literal, codes $codes:expr) => {
+    ($name:ident, $block:ident, scale $scale:literal) => {
         impl Pack for $name {
             #[inline(always)]
             unsafe fn pack(rows: &Rows, out: &mut [u8]) {
                 assert_eq!(out.len(), Self::BYTES);
                 // SAFETY: a super-block ends with an f16.
-                unsafe {
-                    halves(rows, $scale, &mut out[..32]);
-                    halves(rows, $scale, &mut out[32..64]);
-                }
-                out[32..64].chunks_exact_mut(2).for_each(|min| min[1] ^= 0x80);
+                unsafe { factors_and_minima(rows, $scale, $scale, &mut out[..64]) };
                 for (r, row) in rows.iter().enumerate() {
                     // SAFETY: a super-block has this many bytes, and needs no alignment.
                     let block = unsafe { row.cast::<$block>().read_unaligned() };
-                    let codes: fn(&$block) -> [u8; 256] = $codes;
-                    pack_few_bits(&codes(&block), r, &mut out[Self::LOW..], &mut []);
+                    pack_few_bits(&block.digits(), r, &mut out[Self::LOW..], &mut []);
                 }
             }
         }
     };
 }
 
-ternary!(Tq2_0, BlockTq2_0, scale 64, codes |block| pairs_of_bits(&block.qs));
-ternary!(Tq1_0, BlockTq1_0, scale 52, codes |block| block.digits());
+ternary!(Tq2_0, BlockTq2_0, scale 64);
+ternary!(Tq1_0, BlockTq1_0, scale 52);
 
 /// Packs a group's rows, which are equally long: record by record, the last one filled up with zeros.
 pub(super) fn pack_group<P: Pack>(rows: &[&[u8]; GROUP], out: &mut [u8]) {

@@ -12,7 +12,8 @@ use core_tensor::op::Op;
 use core_tensor::{BackendError, DType, Graph, Progress, Tensor, ValueId, Weight, WeightError, Weights};
 
 use crate::compile::{
-    conv_id, dequantizing_nodes, has_kernel, integer_id, is_linear, quantized_matrix, quantized_table, recurrent_id,
+    Loaded, conv_id, dequantizing_nodes, has_kernel, integer_id, is_linear, quantized_matrix, quantized_table,
+    recurrent_id,
 };
 use crate::conv::packing::{ConvId, PackedConv};
 use crate::integer::depthwise::ChannelWindows;
@@ -122,6 +123,7 @@ fn uses(graph: &Graph) -> HashMap<ValueId, Uses> {
         if let Some(table) = quantized_table(graph, node) {
             all.entry(table.weight).or_default().table = true;
             all.entry(table.scale).or_default().plain = true;
+            table.zero.into_iter().for_each(|zero| all.entry(zero).or_default().plain = true);
         }
         for (i, input) in node.inputs.iter().enumerate() {
             let Some(id) = input.filter(|id| graph.weight_of(*id).is_some()) else { continue };
@@ -203,24 +205,25 @@ impl CpuWeights {
         loaded.load_convs(graph, pool)?;
         loaded.load_integers(graph, pool)?;
         loaded.load_recurrents(graph)?;
-        let mut scales: HashMap<MatrixId, Vec<f32>> = HashMap::new();
+        let mut factors: HashMap<MatrixId, (Vec<f32>, Option<Vec<u8>>)> = HashMap::new();
         for node in graph.nodes() {
             let (Some(quantized), Op::MatMul(op)) = (quantized_matrix(graph, node), &node.op) else { continue };
             let Some(weight) = node.inputs.get(1).copied().flatten() else { continue };
             let id = MatrixId { weight, transposed: !op.transpose_b };
-            if scales.contains_key(&id) {
+            if factors.contains_key(&id) {
                 continue;
             }
             let failed = |source| BackendError::Weight { name: name(quantized.weight), source };
-            let Some((bytes, factors)) = quantized.load(graph).map_err(failed)? else { continue };
-            let n = factors.len();
+            let Some(Loaded { bytes, scales, zeros }) = quantized.load(graph).map_err(failed)? else { continue };
+            let n = scales.len();
             let k = bytes.len().checked_div(n).unwrap_or(0);
             let rows =
                 if op.transpose_b { bytes } else { (0..n * k).map(|i| bytes[i % k * n + i / k]).collect::<Vec<u8>>() };
-            let tensor = Tensor::from_bytes(DType::I8, &[n, k], &rows);
+            let dtype = if zeros.is_some() { DType::U8 } else { DType::I8 };
+            let tensor = Tensor::from_bytes(dtype, &[n, k], &rows);
             let rows = Weight::stored(tensor.map_err(WeightError::from).map_err(failed)?);
             matrices.push((id, Source::new(rows, false)));
-            scales.insert(id, factors);
+            factors.insert(id, (scales, zeros));
         }
         // One region for all, in the graph's order: a step reads its matrices from one place.
         let shapes: Vec<(DType, usize, usize)> = matrices.iter().map(|(_, source)| source.shape()).collect();
@@ -230,8 +233,9 @@ impl CpuWeights {
             matrices.into_iter().zip(builders).map(|((id, source), builder)| (id, source, builder)).collect();
         packing::pack(graph, &packing, pool, progress)?;
         for (id, _, builder) in packing {
-            let matrix = builder.finish().and_then(|matrix| match scales.get(&id) {
-                Some(scales) => matrix.with_scales(scales),
+            let matrix = builder.finish().and_then(|matrix| match factors.get(&id) {
+                Some((scales, Some(zeros))) => matrix.with_zero_points(scales, zeros),
+                Some((scales, None)) => matrix.with_scales(scales),
                 None => Ok(matrix),
             });
             let matrix = matrix.map_err(|error| refused(graph, id.weight, &error))?;
