@@ -10,3 +10,9 @@
 #define Q4_K 8
 #define Q5_K 9
 #define Q6_K 10
+#define Q2_K 11
+#define Q3_K 12
+#define IQ4_NL 13
+#define IQ4_XS 14
+#define MXFP4 15
+#define TERNARY 16

@@ -1,11 +1,11 @@
 #version 460
-//@ each WEIGHT = F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K
+//@ each WEIGHT = F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K Q2_K Q3_K IQ4_NL IQ4_XS MXFP4 TERNARY
 //@ each R,C = 1,1 2,1 4,1 2,2 2,4 4,8 3,32
 //@ except WEIGHT=F32 R=4 C=1
 //@ except WEIGHT=F16 R=4 C=1
 //@ except WEIGHT=BF16 R=4 C=1
 //@ gcn4 unit weight 8*R when C=8|32 WEIGHT=F32
-//@ gcn4 unit weight 32*R when C=8|32 WEIGHT=Q5_0|Q5_K|Q6_K
+//@ gcn4 unit weight 32*R when C=8|32 WEIGHT=Q5_0|Q5_K|Q6_K|Q2_K|Q3_K|TERNARY
 //@ gcn4 unit weight 16*R when C=8|32
 //@ gcn4 unit weight 32*R
 //@ gcn4 spec 0=64
@@ -14,7 +14,9 @@
 //@ gcn4 goal max_valu_per_unit=2.2 min_waves=4 when C=1 WEIGHT=F16
 //@ gcn4 goal max_valu_per_unit=3.2 min_waves=4 when C=1 WEIGHT=Q4_K
 //@ gcn4 goal max_valu_per_unit=4 min_waves=4 when C=1 WEIGHT=Q5_0|Q5_K|Q6_K
-//@ gcn4 goal min_mac_share=0.82 max_lds_share=0.6 when C=32
+//@ gcn4 goal max_valu_per_unit=3.7 max_lds_share=0.7 min_waves=4 when C=1 WEIGHT=Q2_K|Q3_K|IQ4_NL|IQ4_XS|MXFP4|TERNARY
+//@ gcn4 goal min_mac_share=0.82 max_lds_share=0.6 when C=32 WEIGHT=F32|F16|BF16|Q8_0|Q4_0|Q4_1|Q5_0|Q5_1|Q4_K|Q5_K|Q6_K|Q2_K|TERNARY
+//@ gcn4 goal min_mac_share=0.76 max_lds_share=0.6 when C=32 WEIGHT=Q3_K|IQ4_NL|IQ4_XS|MXFP4
 // Y = X·Wᵀ. A lane computes R rows of W (of R tiles of 64) for C rows of X. What is uniform in a wave, X, comes through scalar loads and
 // stays in scalar registers, of which v_mac takes one as operand: no shared memory, no shuffles, no vector registers for X.
 // X lies in tiles of C rows: [tile][k][C]; with C = 1 that is row by row. k is padded to whole blocks with zeros.
@@ -25,7 +27,7 @@
 #if C >= 8
 #if WEIGHT == F32
 #define PARTS 4
-#elif WEIGHT == Q5_0 || WEIGHT == Q5_K || WEIGHT == Q6_K
+#elif WEIGHT == Q5_0 || WEIGHT == Q5_K || WEIGHT == Q6_K || WEIGHT == Q2_K || WEIGHT == Q3_K || WEIGHT == TERNARY
 #define PARTS 1
 #else
 #define PARTS 2
@@ -38,7 +40,7 @@
 layout(constant_id = 1) const uint EPILOGUE = 0;
 // Other than 0: rows of tiles 2i and 2i + 1 are gate and up; the result is activation(gate) * up (code + 1).
 layout(constant_id = 2) const uint GATED = 0;
-// Sums of blocks of X that fit: for weights with a least value.
+// Sums of X that fit: for weights with a least value, of what shares one.
 layout(constant_id = 3) const uint SUMS = 1;
 // Whether there are several matrices, as many as the grid is deep.
 layout(constant_id = 4) const uint BATCHED = 0;
@@ -69,6 +71,7 @@ layout(set = 0, binding = 8, std430) readonly buffer Residual { float residual[]
 const uint SLICES = WG / 64u;
 shared float part[WG > 64u ? WG : 1u];
 #if HAS_MIN
+#define SUMS_PER_BLOCK (HALVES ? 2u : 1u)
 shared float sums[SUMS];
 #endif
 #endif
@@ -97,19 +100,22 @@ void main() {
   const uint blocks = extent(block_count), tiles = extent(tile_count);
   const uint matrix = BATCHED != 0u ? gl_WorkGroupID.z : 0u;
   const uint x0 = matrix * extent(x_matrix), w0 = matrix * extent(w_matrix);
+  prepare_weights();
   float sum[R][C];
   [[unroll]] for (uint r = 0u; r < R; ++r) [[unroll]] for (uint c = 0u; c < C; ++c) sum[r][c] = 0.0;
 
 #if C == 1
 #if HAS_MIN
   for (uint b = tid; b < blocks; b += WG) {
-    float s = 0.0;
-    [[unroll]] for (uint j = 0u; j < 4u; ++j) {
-      float v[8];
-      eight((x0 * blocks + b) * 4u + j, v);
-      s += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+    [[unroll]] for (uint h = 0u; h < SUMS_PER_BLOCK; ++h) {
+      float s = 0.0;
+      [[unroll]] for (uint j = 0u; j < 4u / SUMS_PER_BLOCK; ++j) {
+        float v[8];
+        eight((x0 * blocks + b) * 4u + h * (4u / SUMS_PER_BLOCK) + j, v);
+        s += ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+      }
+      sums[b * SUMS_PER_BLOCK + h] = s;
     }
-    sums[b] = s;
   }
   barrier();
 #endif
@@ -131,7 +137,7 @@ void main() {
       float v[8];
       eight((x0 * blocks + b) * 4u + j, v);
       [[unroll]] for (uint r = 0u; r < R; ++r) [[unroll]] for (uint i = 0u; i < 8u; ++i) {
-#if WEIGHT == Q6_K
+#if HALVES
         if (j >= 2u) s1[r] += raw_weight(w[r], j * 8u + i) * v[i]; else
 #endif
         s[r] += raw_weight(w[r], j * 8u + i) * v[i];
@@ -143,11 +149,14 @@ void main() {
 #else
       sum[r][0] += s[r];
 #endif
-#if WEIGHT == Q6_K
+#if HALVES
       sum[r][0] += w[r].scale1 * s1[r];
 #endif
 #if HAS_MIN
-      sum[r][0] += w[r].least * sums[b];
+      sum[r][0] += w[r].least * sums[b * SUMS_PER_BLOCK];
+#if HALVES
+      sum[r][0] += w[r].least1 * sums[b * SUMS_PER_BLOCK + 1u];
+#endif
 #endif
     }
 #else

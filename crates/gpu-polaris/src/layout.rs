@@ -5,7 +5,8 @@
 //! super-blocks lie in arrays of their own, in the same order. Everything that a file stores is there, nothing is rounded.
 
 use core_tensor::block::{
-    BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, unpack_scales_and_mins,
+    BlockIq4Nl, BlockIq4Xs, BlockMxfp4, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
+    BlockQ5K, BlockQ6K, BlockQ8_0, BlockTq1_0, BlockTq2_0, F16Le, e8m0_half, unpack_scales_and_mins,
 };
 use core_tensor::{BlockFormat, DType};
 
@@ -28,6 +29,13 @@ pub(crate) enum Format {
     Q4K,
     Q5K,
     Q6K,
+    Q2K,
+    Q3K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
+    Tq1_0,
+    Tq2_0,
 }
 
 /// Bytes of a row's block in each of the four arrays: units, scales, high bits; and of a row's super-block of 8 blocks.
@@ -54,6 +62,13 @@ impl Format {
             DType::Block(BlockFormat::Q4_K) => Format::Q4K,
             DType::Block(BlockFormat::Q5_K) => Format::Q5K,
             DType::Block(BlockFormat::Q6_K) => Format::Q6K,
+            DType::Block(BlockFormat::Q2_K) => Format::Q2K,
+            DType::Block(BlockFormat::Q3_K) => Format::Q3K,
+            DType::Block(BlockFormat::IQ4_NL) => Format::Iq4Nl,
+            DType::Block(BlockFormat::IQ4_XS) => Format::Iq4Xs,
+            DType::Block(BlockFormat::MXFP4) => Format::Mxfp4,
+            DType::Block(BlockFormat::TQ1_0) => Format::Tq1_0,
+            DType::Block(BlockFormat::TQ2_0) => Format::Tq2_0,
             _ => return None,
         })
     }
@@ -72,12 +87,23 @@ impl Format {
             Format::Q4K => "q4_k",
             Format::Q5K => "q5_k",
             Format::Q6K => "q6_k",
+            Format::Q2K => "q2_k",
+            Format::Q3K => "q3_k",
+            Format::Iq4Nl => "iq4_nl",
+            Format::Iq4Xs => "iq4_xs",
+            Format::Mxfp4 => "mxfp4",
+            // Five digits in a byte are no task for a kernel: both lie there as pairs of bits.
+            Format::Tq1_0 | Format::Tq2_0 => "ternary",
         }
     }
 
-    /// Whether weights have a least value, so that products need sums of activations.
-    pub(crate) fn has_least(self) -> bool {
-        matches!(self, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K)
+    /// Least values of a block's weights: of so many equal parts of it, products need the activations' sums.
+    pub(crate) fn least_values(self) -> usize {
+        match self {
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Tq1_0 | Format::Tq2_0 => 1,
+            Format::Q2K => 2,
+            _ => 0,
+        }
     }
 
     pub(crate) fn parts(self) -> Parts {
@@ -92,6 +118,11 @@ impl Format {
             Format::Q4K => (16, 2, 0, 4),
             Format::Q5K => (16, 2, 4, 4),
             Format::Q6K => (24, 2, 0, 2),
+            Format::Q2K => (8, 2, 0, 4),
+            Format::Q3K => (8, 2, 4, 2),
+            Format::Iq4Nl | Format::Mxfp4 => (16, 2, 0, 0),
+            Format::Iq4Xs => (16, 1, 0, 2),
+            Format::Tq1_0 | Format::Tq2_0 => (8, 0, 0, 2),
         };
         Parts { units, scales, high, supers }
     }
@@ -147,6 +178,22 @@ impl TileMut<'_> {
     fn fifth_bits(&mut self, b: usize, lane: usize, q: &[u8; 32]) {
         let bits = (0..32).fold(0u32, |word, k| word | u32::from(q[k] >> 4 & 1) << (8 * (k % 4) + k / 4));
         self.high(b, lane, bits);
+    }
+
+    /// Two bits a weight: weight `16w + 4g + i` has those from `2g` on of byte `i` of word `w`.
+    fn pairs(&mut self, b: usize, lane: usize, q: &[u8; 32]) {
+        let at = (b * TILE + lane) * 8;
+        for (k, q) in q.iter().enumerate() {
+            self.units[at + k / 16 * 4 + k % 4] |= (q & 3) << (k % 16 / 4 * 2);
+        }
+    }
+
+    /// 256 weights that are −d, 0, d or (in TQ2_0 alone) 2 d.
+    fn ternary(&mut self, s: usize, lane: usize, digits: &[u8; 256], d: F16Le) {
+        self.supers(s, lane, bytemuck::bytes_of(&d));
+        for (j, q) in digits.as_chunks::<32>().0.iter().enumerate() {
+            self.pairs(s * 8 + j, lane, q);
+        }
     }
 
     /// Six bits a weight: of each 16, twelve lie in the upper bits of the bytes of three words, four in what is left of them.
@@ -248,6 +295,61 @@ pub(crate) fn pack_row(format: Format, bytes: &[u8], lane: usize, tile: &mut Til
                     let scales = [block.scales[2 * j], block.scales[2 * j + 1]];
                     tile.scale(s * 8 + j, lane, &scales.map(i8::cast_unsigned));
                 }
+            }
+        }
+        Format::Q2K => {
+            for (s, block) in blocks::<BlockQ2K>(bytes).enumerate() {
+                tile.supers(s, lane, bytemuck::bytes_of(&[block.d, block.dmin]));
+                for (j, q) in block.quants().as_chunks::<32>().0.iter().enumerate() {
+                    tile.pairs(s * 8 + j, lane, q);
+                    tile.scale(s * 8 + j, lane, &block.scales[2 * j..2 * j + 2]);
+                }
+            }
+        }
+        Format::Q3K => {
+            for (s, block) in blocks::<BlockQ3K>(bytes).enumerate() {
+                tile.supers(s, lane, bytemuck::bytes_of(&block.d));
+                let scales = block.scales().map(i8::cast_unsigned);
+                for (j, q) in block.quants().as_chunks::<32>().0.iter().enumerate() {
+                    tile.pairs(s * 8 + j, lane, q);
+                    // Two's complement of q − 4; its third bit, as if it were a fifth.
+                    tile.fifth_bits(s * 8 + j, lane, &q.map(|q| (q ^ 4) << 2));
+                    tile.scale(s * 8 + j, lane, &scales[2 * j..2 * j + 2]);
+                }
+            }
+        }
+        Format::Iq4Nl => {
+            for (b, block) in blocks::<BlockIq4Nl>(bytes).enumerate() {
+                tile.nibbles(b, lane, &halves(&block.qs));
+                tile.scale(b, lane, bytemuck::bytes_of(&block.d));
+            }
+        }
+        Format::Mxfp4 => {
+            for (b, block) in blocks::<BlockMxfp4>(bytes).enumerate() {
+                tile.nibbles(b, lane, &halves(&block.qs));
+                // A power of two is its upper half.
+                tile.scale(b, lane, &e8m0_half(block.e).to_le_bytes()[2..]);
+            }
+        }
+        Format::Iq4Xs => {
+            for (s, block) in blocks::<BlockIq4Xs>(bytes).enumerate() {
+                tile.supers(s, lane, bytemuck::bytes_of(&block.d));
+                for (j, qs) in block.qs.as_chunks::<16>().0.iter().enumerate() {
+                    tile.nibbles(s * 8 + j, lane, &halves(qs));
+                }
+                for (j, scales) in block.scales().as_chunks::<2>().0.iter().enumerate() {
+                    tile.scale(s * 4 + j, lane, &scales.map(i8::cast_unsigned));
+                }
+            }
+        }
+        Format::Tq1_0 => {
+            for (s, block) in blocks::<BlockTq1_0>(bytes).enumerate() {
+                tile.ternary(s, lane, &block.digits(), block.d);
+            }
+        }
+        Format::Tq2_0 => {
+            for (s, block) in blocks::<BlockTq2_0>(bytes).enumerate() {
+                tile.ternary(s, lane, &block.digits(), block.d);
             }
         }
     }

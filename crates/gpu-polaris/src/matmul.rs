@@ -117,7 +117,7 @@ impl Compiler<'_> {
                 | u32::from(epilogue.residual.is_some()) << 1
                 | u32::from(epilogue.function_first) << 2;
             let function = epilogue.function.unwrap_or(Function { code: 0, p: 0.0, q: 0.0 });
-            let sums = if columns == 1 && matrix.format.has_least() { matrix.blocks } else { 1 };
+            let sums = if columns == 1 { (matrix.format.least_values() * matrix.blocks).max(1) } else { 1 };
             let rows_word = self.values.word(rows);
             let grid = [tiles.div_ceil(shape.rows).into(), column_tiles.clone(), 1.into()];
             let mut dispatch = Dispatch::new(label, shader.clone(), shape.threads)
@@ -241,6 +241,13 @@ mod tests {
             Format::Q4K,
             Format::Q5K,
             Format::Q6K,
+            Format::Q2K,
+            Format::Q3K,
+            Format::Iq4Nl,
+            Format::Iq4Xs,
+            Format::Mxfp4,
+            Format::Tq1_0,
+            Format::Tq2_0,
         ];
         for format in formats {
             for rows in [0, 1, 2, 3, 4, 5, 8, 9, 32, 512] {

@@ -19,8 +19,9 @@ fn small() -> GpuOptions {
 
 /// Every format that kernels read.
 fn formats() -> Vec<DType> {
-    use BlockFormat::{Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
-    let blocks = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K].map(DType::Block);
+    use BlockFormat::*;
+    let blocks = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0];
+    let blocks = blocks.map(DType::Block);
     [DType::F32, DType::F16, DType::BF16].into_iter().chain(blocks).collect()
 }
 
