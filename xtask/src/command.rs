@@ -22,16 +22,10 @@ pub(crate) fn target_directory() -> PathBuf {
     }
 }
 
-/// The `polaris` binary that [`build_polaris`] makes.
-pub(crate) fn polaris_binary() -> PathBuf {
-    let name = format!("polaris{}", env::consts::EXE_SUFFIX);
-    target_directory().join("release").join(name)
-}
-
 /// Builds the release binary and says where it is.
 pub(crate) fn build_polaris() -> Result<PathBuf, String> {
     run(cargo().args(["build", "--release", "--package", "polaris-infer"]))?;
-    Ok(polaris_binary())
+    Ok(target_directory().join("release").join(format!("polaris{}", env::consts::EXE_SUFFIX)))
 }
 
 /// The cargo that runs this program, in the repository's root.

@@ -91,7 +91,7 @@ pub struct BackendOptions {
 }
 
 impl BackendOptions {
-    /// The processor, with activations as the file says: what weights are measured and trained with.
+    /// The processor, with activations of f32: what weights are measured and trained with.
     pub(crate) fn exact(threads: usize) -> BackendOptions {
         BackendOptions { device: Device::Cpu, threads: Some(threads), activations: Activations::F32, profile: false }
     }

@@ -143,8 +143,7 @@ impl Case {
             }
             self.compare(&name, &found, reference, self.tolerance);
             if rounds {
-                let (found, exact) = (together(&found), together(&exact));
-                self.compare(&name, &[found], &[exact], self.tolerance.max(self.rounding));
+                self.compare(&name, &[together(&found)], &[together(&exact)], self.tolerance.max(self.rounding));
             }
         }
     }
@@ -161,16 +160,19 @@ impl Case {
     }
 }
 
-/// All floats of all steps as one tensor, and the other outputs. What rounding makes of a product is relative to its terms: a single sum that
-/// is nearly zero tells nothing of it.
+/// Each output of all steps as one tensor, if it is f32: what rounding makes of a product is relative to its terms, and a single sum that is nearly zero tells
+/// nothing of it. The others as they are.
 fn together(steps: &[Vec<Tensor>]) -> Vec<Tensor> {
-    let (floats, mut all): (Vec<&Tensor>, Vec<Tensor>) = (
-        steps.iter().flatten().filter(|tensor| tensor.dtype() == DType::F32).collect(),
-        steps.iter().flatten().filter(|tensor| tensor.dtype() != DType::F32).cloned().collect(),
-    );
-    let values: Vec<f32> = floats.iter().flat_map(|tensor| tensor.to_f32().expect("floats")).collect();
-    all.push(Tensor::from_slice(&[values.len()], &values).expect("as many as counted"));
-    all
+    let outputs = steps.first().map_or(0, Vec::len);
+    let joined = (0..outputs).flat_map(|at| {
+        let all: Vec<&Tensor> = steps.iter().map(|step| &step[at]).collect();
+        if all.iter().any(|tensor| tensor.dtype() != DType::F32) {
+            return all.into_iter().cloned().collect();
+        }
+        let values: Vec<f32> = all.iter().flat_map(|tensor| tensor.to_f32().expect("floats")).collect();
+        vec![Tensor::from_slice(&[values.len()], &values).expect("as many as counted")]
+    });
+    joined.collect()
 }
 
 /// A step's outputs with zeros for numbers that f32 holds with fewer bits: Vulkan leaves it to the device whether it has such numbers.

@@ -461,7 +461,7 @@ pub(super) struct Q3K;
 
 impl Q3K {
     /// Offset of the integer scales.
-    pub(super) const SCALES: usize = 64;
+    pub(super) const SCALES: usize = Q6K::SCALES;
     /// Offset of the third bits.
     pub(super) const HIGH: usize = Self::SCALES + 256;
     /// Offset of the low bits.
@@ -495,10 +495,8 @@ impl Packing for Q3K {
 
     #[inline(always)]
     unsafe fn scale<S: Simd>(s: S, record: *const u8, block: usize, half: usize, lane: usize) -> S::F {
-        // SAFETY: the offsets are those of the layout.
-        unsafe {
-            product(s, record.add(2 * lane), s.i_load_i8(record.add(Self::SCALES + 32 * block + 16 * half + lane)))
-        }
+        // SAFETY: the caller's; the layouts begin alike.
+        unsafe { Q6K::scale(s, record, block, half, lane) }
     }
 }
 

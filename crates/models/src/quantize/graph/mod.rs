@@ -170,8 +170,9 @@ pub fn quantize_graph(
         (reconstructed, trained, report) = (Some(found.graph), found.trained, Some(found.report));
     }
     let graph_before = reconstructed.as_ref().unwrap_or(graph_before);
-    // Scales that were trained are not searched for, and nothing is to be looked at for that.
-    let graph_options = GraphOptions { clip: options.graph.clip && report.is_none(), ..options.graph.clone() };
+    // Scales of 4 bits that were trained are not searched for, and nothing is to be looked at for that. (In 8 bits, tables are clipped; they are not trained.)
+    let searched = report.is_none() || !matches!(options.graph.ty, GraphType::Int4 { .. });
+    let graph_options = GraphOptions { clip: options.graph.clip && searched, ..options.graph.clone() };
     let demands = graph::demands(graph_before, &graph_options).map_err(|error| model.unusable(error))?;
     let balancing = options.balance.smooth.is_some() || options.balance.protect;
     let used = data.filter(|_| !demands.is_empty() || balancing || options.reconstruct.is_some());
@@ -208,7 +209,7 @@ pub fn quantize_graph(
         source: model.source_records(options.hash)?,
         result: record(output)?,
         beside: if external { vec![record(&data_file)?] } else { Vec::new() },
-        settings: settings(options, used, moved),
+        settings: settings(&graph_options, &options.balance, used, moved),
         tensors: tensors.iter().map(|tensor| tensor.record(&changes)).collect(),
         mixed: None,
         pruned: None,
@@ -250,8 +251,7 @@ fn balanced(
     Ok((now, moved))
 }
 
-fn settings(options: &GraphQuantizeOptions, data: Option<&CalibrationData>, moved: usize) -> Settings {
-    let GraphQuantizeOptions { graph: options, balance, .. } = options;
+fn settings(options: &GraphOptions, balance: &Balance, data: Option<&CalibrationData>, moved: usize) -> Settings {
     let method = match options.method {
         RangeMethod::MinMax => "minmax".to_owned(),
         RangeMethod::Percentile(share) => format!("percentile {}", share * 100.0),

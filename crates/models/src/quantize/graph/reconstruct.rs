@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use core_tensor::op::{Binary, Op, Reduce, ReduceKind, Reshape, Transpose};
-use core_tensor::{DType, Dim, Graph, Tensor, ValueId, Weight};
+use core_tensor::{DType, Dim, Graph, Tensor, ValueId};
+use polaris_gradient::backward;
 use polaris_quant::graph::{GraphOptions, GraphQuantError, GraphType, Opened, Trained, open};
 use polaris_quant::reconstruct::Rates;
 use polaris_runtime::{Executable, ExecutableOptions};
@@ -14,7 +15,7 @@ use super::calibration::{CalibrationData, Steps};
 use super::{GraphModel, GraphQuantizeOptions};
 use crate::Error;
 use crate::backends::{self, BackendOptions};
-use crate::quantize::reconstruct::layers::{add, differentiate, power};
+use crate::quantize::reconstruct::layers::{add, power};
 use crate::quantize::reconstruct::random::Random;
 use crate::quantize::reconstruct::{check_counts, check_rates};
 use crate::quantize::{LayerReport, ReconstructReport};
@@ -160,7 +161,7 @@ impl Trainer {
         }
         drop(float);
         let trained = open(graph, options).map_err(|error| model.unusable(error))?;
-        let (forward, gradient) = (load(trained.graph.clone())?, load(with_gradient(&trained, &compared)?)?);
+        let (forward, gradient) = (load(trained.graph.clone())?, load(with_gradient(model, &trained, &compared)?)?);
         Ok(Trainer {
             path: model.path.clone(),
             opened: trained,
@@ -237,10 +238,8 @@ impl Target {
 
 /// The opened graph with the loss and its gradients by the parameters as outputs behind its own. Further inputs for each output that is compared: the target, and
 /// f32 `[1]` what errors and errors of means over positions (the extent before the last of three or more: what embeddings are made of) are multiplied with.
-fn with_gradient(opened: &Opened, compared: &[usize]) -> Result<Graph, Error> {
+fn with_gradient(model: &GraphModel, opened: &Opened, compared: &[usize]) -> Result<Graph, Error> {
     let mut graph = opened.graph.clone();
-    let zero = Weight::stored(Tensor::from_slice(&[1, 1], &[0.0f32])?);
-    let mut loss = graph.weight("loss.begin", zero);
     let mut losses = Vec::new();
     for at in compared {
         let y = graph.outputs()[*at];
@@ -258,11 +257,13 @@ fn with_gradient(opened: &Opened, compared: &[usize]) -> Result<Graph, Error> {
             losses.push(squares(&mut graph, mean, scales[1])?);
         }
     }
-    for more in losses {
-        loss = graph.add("loss", Op::Binary(Binary::Add), &[loss, more])?;
+    let (first, others) = losses.split_first().ok_or_else(|| model.unusable("no output is compared"))?;
+    let mut loss = *first;
+    for more in others {
+        loss = graph.add("loss", Op::Binary(Binary::Add), &[loss, *more])?;
     }
     graph.output(loss);
-    differentiate(&graph, loss, None, &opened.parameters)
+    backward(&graph, loss, None, &opened.parameters).map_err(|error| model.unusable(error))
 }
 
 /// The sum of the squares of `x · scale`, `[1, 1]`.

@@ -4,7 +4,7 @@
 //! divergence of the model's predictions from the original's taken. For small errors the divergence is proportional to the
 //! error's power, so that this one measurement and the errors of all other types, which are cheap, give the cost of every type;
 //! and errors of different tensors nearly add up. What they add up to is measured again in the end. Types that are coarser than
-//! what was measured are measured before they are taken: beyond small errors divergences grow as they like.
+//! what was measured (by more than a quarter of its error) are measured before they are taken: beyond small errors divergences grow as they like.
 
 pub(in crate::quantize) mod overlay;
 mod report;
@@ -43,7 +43,7 @@ pub enum MixedBudget {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Probes {
-    /// Each tensor alone: as many loads and evaluations as there are tensors.
+    /// Each tensor alone: as many loads and evaluations as there are tensors (and one for each type that is coarser and wanted).
     #[default]
     Tensors,
     /// Of each layer what attends and what feeds forward: two loads and evaluations a layer.
@@ -338,7 +338,7 @@ impl Candidate {
     }
 }
 
-/// The assignment for a budget, of which no type is coarser than what was measured: where one is, `measure` says what it costs, and types are chosen again.
+/// The assignment for a budget, of which no type is [unknown](Candidate::is_unknown): where one is, `measure` says what it costs, and types are chosen again.
 fn settle(
     candidates: &mut [Candidate],
     budget: Budget,

@@ -25,7 +25,8 @@ pub struct MixedTensor {
     pub bits: f64,
     /// The error's power relative to the weights', weighted by importances.
     pub relative_error: f64,
-    /// The divergence (in nats) that a relative error of one would give, if it went on as it begins; 1 where nothing was measured.
+    /// The divergence (in nats) that a relative error of one would give, if it went on as at the type that was measured and is nearest to the
+    /// chosen one; 1 where nothing was measured.
     pub sensitivity: f64,
     /// What the choice loses: the product of both.
     pub cost: f64,

@@ -193,7 +193,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// The assignment for a budget, of types that were measured or are finer.
+    /// The assignment for a budget, of types that were measured, are finer, or hardly coarser.
     pub(super) fn settle(
         &self,
         candidates: &mut [Candidate],
