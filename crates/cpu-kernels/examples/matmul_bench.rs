@@ -204,7 +204,8 @@ fn prefill(o: &Options, w: &PackedMatrix, kind: ActivationKind, rows: usize) -> 
 fn main() {
     use BlockFormat::*;
     let o = options();
-    let block = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K].map(DType::Block);
+    let block = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, TQ1_0, TQ2_0];
+    let block = block.map(DType::Block);
     let formats: Vec<DType> = block.into_iter().chain([DType::F16, DType::BF16, DType::F32]).collect();
     let formats: Vec<DType> = formats.into_iter().filter(|f| f.name().contains(&o.only)).collect();
     println!("level {}, {} threads", o.level, o.threads);

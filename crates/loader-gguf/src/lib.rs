@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 mod array_buf;
+mod behind;
 mod cursor;
 mod error;
 mod ggml_type;

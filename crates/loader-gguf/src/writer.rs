@@ -1,19 +1,17 @@
 //! Writing GGUF files.
 
 use std::collections::HashSet;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use core_tensor::{PartialFile, Tensor};
 
 use crate::array_buf::{check_nesting, encode};
+use crate::behind::write_behind;
 use crate::error::{Fault, GgufError, Subject};
 use crate::shard::alignment;
 use crate::value::Value;
 use crate::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, Gguf, MAX_NAME_LEN, Version};
-
-/// Bytes that are gathered before the system is asked to write them.
-const BUFFER: usize = 1 << 20;
 
 type Stream<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'a>;
 
@@ -226,7 +224,7 @@ impl<'a> GgufWriter<'a> {
     }
 
     /// Writes the file: to a temporary file beside it first, which then takes its place, so that a reader never sees half a
-    /// file and the file that is being read from may be replaced.
+    /// file and the file that is being read from may be replaced. A thread writes while the next bytes are made.
     ///
     /// # Errors
     /// [`GgufError::Write`] when the system refuses (the temporary file is removed), [`GgufError::DataLength`] when a
@@ -235,10 +233,7 @@ impl<'a> GgufWriter<'a> {
         let path = path.as_ref();
         let failed = |source| GgufError::Write { path: path.to_owned(), source };
         let mut partial = PartialFile::create(path).map_err(failed)?;
-        let mut out = BufWriter::with_capacity(BUFFER, &mut partial);
-        self.write_named(path, &mut out)?;
-        out.flush().map_err(failed)?;
-        drop(out);
+        write_behind(&mut partial, |out| self.write_named(path, out), failed)?;
         partial.finish().map_err(failed)
     }
 
