@@ -25,7 +25,7 @@ use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
 use crate::output;
 use crate::quantize_graph::{Common, GraphArguments};
-use crate::reconstruct::Reconstruct;
+use crate::reconstruct::{CalibrationText, Reconstruct};
 
 /// Tokens of a chunk of a text that calibrates.
 const CALIBRATION_CONTEXT: usize = 512;
@@ -38,7 +38,8 @@ Examples:
   polaris quantize model-f16.gguf model-q2.gguf --type Q2_K --imatrix imatrix.gguf
   polaris quantize model-f16.gguf model.gguf --type Q5_K_M --tensor-type 'ffn_down=q6_k' --tensor-type 'blk\\.0\\.=q8_0'
   polaris quantize model-f16.gguf model.gguf --type IQ4_XS --dry-run
-  polaris quantize model-f16.gguf model-q3.gguf --type Q3_K_S --reconstruct --calibrate text.txt
+  polaris quantize model-f16.gguf model-q4.gguf --type Q4_0 --gptq --calibrate text.txt
+  polaris quantize model-f16.gguf model-q3.gguf --type Q3_K_S --gptq --reconstruct --calibrate text.txt
   polaris quantize model.onnx model-int8.onnx --type int8-dynamic
   polaris quantize model.onnx model-int8.onnx --type int8 --calibrate folder-of-npy --calibration entropy
   polaris quantize all-MiniLM-L6-v2 minilm-int4.onnx --type int4-g32 --gptq --calibrate text.txt
@@ -92,6 +93,12 @@ pub(crate) struct Arguments {
     /// How little --gptq trusts the text to be like others: added to the products' diagonal, relative to its mean [default: 0.1; graphs 0.01]
     #[arg(long, value_name = "X", requires = "gptq", value_parser = mixed::above_zero)]
     damping: Option<f64>,
+    /// Tokens of a chunk of a GGUF file's text [default: 512]
+    #[arg(long, value_name = "N", requires = "calibrate", help_heading = "Calibration", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_context: Option<u32>,
+    /// Chunks of it at most [default: 128; --reconstruct 64]
+    #[arg(long, value_name = "N", requires = "calibrate", help_heading = "Calibration", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_chunks: Option<u32>,
     /// Threads [default: all that the process may use]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -190,11 +197,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     // What cannot be done is told before a text runs for hours.
     planned(arguments, &options)?;
-    let calibrate = arguments.graph.calibrate.as_deref();
-    let trained = arguments.reconstruct.run(&arguments.input, calibrate, &mut options, &interrupt)?;
-    let trained = trained.as_ref().map(|trained| trained as &dyn Calibration);
-    let feedback = if trained.is_none() { calibration(arguments, &options, &interrupt)? } else { None };
-    let calibration = trained.or(feedback.as_ref().map(|feedback| feedback as &dyn Calibration));
+    let feedback = calibration(arguments, &options, &interrupt)?;
+    let feedback = feedback.as_ref().map(|feedback| feedback as &dyn Calibration);
+    let text = arguments.graph.calibrate.as_deref().map(|path| CalibrationText {
+        path: Path::new(path),
+        context: arguments.calibration_context,
+        chunks: arguments.calibration_chunks,
+    });
+    let trained = arguments.reconstruct.run(&arguments.input, text, &mut options, feedback, &interrupt)?;
+    let calibration = trained.as_ref().map(|trained| trained as &dyn Calibration).or(feedback);
     let mut bar = LoadBar::new("quantizing");
     let manifest =
         quantize_calibrated(&arguments.input, &arguments.output, &options, calibration, &mut |done, total, _| {
@@ -254,6 +265,8 @@ fn run_graph(ty: GraphType, arguments: &Arguments, interrupt: &Interrupt) -> Res
         ("--leave-output", arguments.leave_output),
         ("--allow-requantize", arguments.allow_requantize),
         ("--dry-run", arguments.dry_run),
+        ("--calibration-context", arguments.calibration_context.is_some()),
+        ("--calibration-chunks", arguments.calibration_chunks.is_some()),
     ];
     let other = other.iter().find(|(_, given)| *given).map(|(name, _)| *name).or_else(|| arguments.mixed.given());
     if let Some(name) = other {
@@ -304,8 +317,8 @@ fn calibration(
     let backend = BackendOptions { threads: Some(options.threads), ..BackendOptions::default() };
     let llama = LlamaOptions { access: options.access, backend, ..LlamaOptions::default() };
     let collect = CalibrationOptions {
-        context: CALIBRATION_CONTEXT,
-        chunks: Some(CALIBRATION_CHUNKS),
+        context: arguments.calibration_context.map_or(CALIBRATION_CONTEXT, |n| n as usize),
+        chunks: Some(arguments.calibration_chunks.map_or(CALIBRATION_CHUNKS, |n| n as usize)),
         dataset: path.display().to_string(),
     };
     let standard = FeedbackOptions::default();

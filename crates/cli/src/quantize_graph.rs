@@ -29,7 +29,7 @@ pub(crate) struct GraphArguments {
     /// Data to look at the activations with: a text file, a folder of .npy files, or random:N
     ///
     /// A folder has one NAME.npy for each input, or folders that have, one for each run; of models with one input each .npy is a run. Of a text each line is
-    /// one (of many, 128 at equal distances, 1024 for --reconstruct), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks of 512 tokens, 128 at most. random:N is N runs on normal random numbers, which are no data of the model's kind.
+    /// one (of many, 128 at equal distances, 1024 for --reconstruct), by the tokenizer.json beside the model; a GGUF file takes a text whole, in chunks. random:N is N runs on normal random numbers, which are no data of the model's kind.
     #[arg(long, value_name = "DATA", help_heading = "Calibration")]
     pub(crate) calibrate: Option<String>,
     /// How ranges are chosen, for int8: minmax, percentile, percentile:99.99, entropy or mse [default: minmax]
@@ -178,6 +178,7 @@ impl GraphArguments {
             (self.bias_correction, "--bias-correction: --reconstruct trains biases"),
             (self.per_tensor, "--per-tensor: --reconstruct trains a scale for each output"),
             (self.asymmetric, "--asymmetric: --reconstruct trains weights around 0"),
+            (self.gptq, "--gptq: --reconstruct trains a graph's weights from where they are rounded to the nearest"),
         ];
         let found = refused.into_iter().find(|(is, _)| *is);
         found.map_or(Ok(()), |(_, why)| Err(Failure::Usage(why.to_owned())))

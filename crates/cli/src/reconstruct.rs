@@ -6,7 +6,8 @@ use std::path::Path;
 use clap::Args;
 use models::quantize::graph::GraphReconstructOptions;
 use models::quantize::{
-    QuantizeOptions, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction, reconstruct,
+    Calibration, QuantizeOptions, ReconstructOptions, ReconstructProgress, ReconstructReport, Reconstruction,
+    reconstruct,
 };
 use polaris_quant::graph::GraphType;
 
@@ -23,7 +24,7 @@ const TOLD: usize = 25;
 #[command(next_help_heading = "Reconstruction")]
 pub(crate) struct Reconstruct {
     /// Train weights, scales, norms and biases on --calibrate DATA: each layer of a GGUF model so that it gives what it gave (BRECQ), a graph as a whole
-    #[arg(long, requires = "calibrate", conflicts_with = "gptq")]
+    #[arg(long, requires = "calibrate")]
     reconstruct: bool,
     /// Steps of the optimizer, for each layer of a GGUF model [default: 100; graphs 200]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
@@ -37,12 +38,6 @@ pub(crate) struct Reconstruct {
     /// The same for norms and biases, relative to their size [default: 0.002; graphs 5e-4, 1e-4]
     #[arg(long, value_name = "R", requires = "reconstruct")]
     norm_rate: Option<f32>,
-    /// Tokens of a chunk of the text [default: 512]
-    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
-    calibration_context: Option<u32>,
-    /// Chunks of the text at most [default: 64]
-    #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
-    calibration_chunks: Option<u32>,
     /// Chunks (runs of a graph) of a step [default: 1; graphs 8]
     #[arg(long, value_name = "N", requires = "reconstruct", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
@@ -57,6 +52,14 @@ pub(crate) struct Reconstruct {
     order_seed: Option<u64>,
 }
 
+/// A text, and how it is cut.
+#[derive(Clone, Copy)]
+pub(crate) struct CalibrationText<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) context: Option<u32>,
+    pub(crate) chunks: Option<u32>,
+}
+
 impl Reconstruct {
     /// Whether weights are to be trained.
     pub(crate) fn asked(&self) -> bool {
@@ -68,13 +71,8 @@ impl Reconstruct {
         if !self.reconstruct {
             return Ok(None);
         }
-        let language = [
-            ("--calibration-context", self.calibration_context.is_some()),
-            ("--calibration-chunks", self.calibration_chunks.is_some()),
-            ("--distill-steps", self.distill_steps.is_some()),
-        ];
-        if let Some((name, _)) = language.iter().find(|(_, given)| *given) {
-            return Err(Failure::Usage(format!("{name} is for GGUF files: a graph is trained as a whole")));
+        if self.distill_steps.is_some() {
+            return Err(Failure::Usage("--distill-steps is for GGUF files: a graph is trained as a whole".into()));
         }
         let standard = GraphReconstructOptions::new(ty);
         Ok(Some(GraphReconstructOptions {
@@ -87,20 +85,21 @@ impl Reconstruct {
         }))
     }
 
-    /// Trains, if that is asked for.
+    /// Trains, if that is asked for: from what `start` makes of the weights, if there is one.
     pub(crate) fn run(
         &self,
         input: &Path,
-        calibrate: Option<&str>,
+        text: Option<CalibrationText<'_>>,
         quantize: &mut QuantizeOptions,
+        start: Option<&dyn Calibration>,
         interrupt: &Interrupt,
     ) -> Result<Option<Reconstruction>, Failure> {
-        let Some(text) = calibrate.filter(|_| self.reconstruct) else { return Ok(None) };
+        let Some(text) = text.filter(|_| self.reconstruct) else { return Ok(None) };
         let mut options = ReconstructOptions { threads: quantize.threads, ..ReconstructOptions::default() };
         let counts = [
             (&mut options.steps, self.steps),
-            (&mut options.context, self.calibration_context),
-            (&mut options.chunks, self.calibration_chunks),
+            (&mut options.context, text.context),
+            (&mut options.chunks, text.chunks),
             (&mut options.batch, self.batch),
             (&mut options.distill_steps, self.distill_steps),
         ];
@@ -117,7 +116,8 @@ impl Reconstruct {
             *option = given.unwrap_or(*option);
         }
         options.seed = self.order_seed.unwrap_or(options.seed);
-        let content = read_text(Path::new(text))?;
+        let content = read_text(text.path)?;
+        let dataset = text.path.display().to_string();
         let mut tell = |progress: ReconstructProgress| {
             match progress {
                 ReconstructProgress::Importances(done, all) => {
@@ -128,7 +128,7 @@ impl Reconstruct {
                 {
                     output::note(&format!("layer {} of {layers}: step {step} of {steps}, loss {loss:.3e}", layer + 1));
                 }
-                ReconstructProgress::Layer { .. } => {}
+                ReconstructProgress::Layer { .. } | ReconstructProgress::Inputs => {}
                 ReconstructProgress::Distillation { step, steps, divergence } => {
                     output::note(&format!("predictions: step {step} of {steps}, KL divergence {divergence:.4}"));
                 }
@@ -142,12 +142,16 @@ impl Reconstruct {
             }
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        reconstruct(input, quantize, &content, text, &options, &mut tell).map(Some).map_err(|error| match error {
-            models::Error::Option { name: "context", reason } => {
-                Failure::Runtime(option("calibration-context", &reason))
+        reconstruct(input, quantize, &content, &dataset, &options, start, &mut tell).map(Some).map_err(|error| {
+            match error {
+                models::Error::Option { name: "context", reason } => {
+                    Failure::Runtime(option("calibration-context", &reason))
+                }
+                models::Error::Option { name: "chunks", reason } => {
+                    Failure::Runtime(option("calibration-chunks", &reason))
+                }
+                error => error.into(),
             }
-            models::Error::Option { name: "chunks", reason } => Failure::Runtime(option("calibration-chunks", &reason)),
-            error => error.into(),
         })
     }
 }

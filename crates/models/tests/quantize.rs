@@ -328,6 +328,12 @@ fn importances_are_the_sums_of_squares_of_what_meets_a_matrix() {
         let entry = &found.entries[&format!("blk.0.{matrix}.weight")];
         assert!(entry.counts == [96.0] && entry.sums.iter().any(|sum| *sum > 0.0), "{matrix}");
     }
+    // What meets the output matrix is normalized: without the norm's weights the squares of a row sum up to its columns.
+    let untied = gguf.tensors().iter().any(|info| info.name() == "output.weight");
+    let output = if untied { "output.weight" } else { "token_embd.weight" };
+    let weights = floats("output_norm.weight");
+    let sum: f32 = found.entries[output].sums.iter().zip(&weights).map(|(sum, w)| sum / (w * w)).sum();
+    assert!((sum / (96 * columns) as f32 - 1.0).abs() < 1e-3, "{sum}");
 
     // Through a file, and into another.
     let path = folder.0.join("imatrix.gguf");

@@ -4,10 +4,10 @@ use crate::tiny;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use core_tensor::{FileAccess, Tensor, decode_f32};
+use core_tensor::{BlockFormat, DType, FileAccess, Tensor, decode_f32};
 use loader_gguf::{Gguf, GgufWriter};
 use models::Error;
-use models::llama::{CalibrationOptions, LlamaOptions, importances};
+use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration, importances};
 use models::quantize::{
     Calibration, Manifest, QuantizeOptions, ReconstructOptions, ReconstructProgress, Reconstruction,
     quantize_calibrated, reconstruct,
@@ -39,7 +39,7 @@ fn options() -> ReconstructOptions {
 }
 
 fn train(path: &Path, quantize: &mut QuantizeOptions, options: &ReconstructOptions) -> Result<Reconstruction, Error> {
-    reconstruct(path, quantize, &text(), "text", options, &mut |_| ControlFlow::Continue(()))
+    reconstruct(path, quantize, &text(), "text", options, None, &mut |_| ControlFlow::Continue(()))
 }
 
 /// A model with rows of whole blocks.
@@ -125,6 +125,47 @@ fn predictions_come_nearer_where_all_layers_are_trained_together() {
 }
 
 #[test]
+fn training_begins_where_gptq_ends() {
+    let folder = Folder::new("gptq");
+    for name in ["llama", "qwen2"] {
+        let path = write(&spec(name), &folder);
+        let collect = CalibrationOptions { context: 32, chunks: Some(12), dataset: "text".into() };
+        let (run, feedback) =
+            (LlamaOptions::default(), FeedbackOptions { damping: 0.01, ..FeedbackOptions::default() });
+        let mut load = |_, _| ControlFlow::Continue(());
+        let gptq = TextCalibration::open(&path, &run, &text(), &collect, feedback, &mut load, |_, _| {}).unwrap();
+        let options = ReconstructOptions { steps: 1, rate: 0.0, scale_rate: 0.0, distill_steps: 1, ..options() };
+        let train = |start: Option<&dyn Calibration>| {
+            let mut quantize = QuantizeOptions::new("Q4_0".parse().unwrap());
+            quantize.assign.embedding = Some(DType::Block(BlockFormat::Q4_0));
+            quantize.assign.output = quantize.assign.embedding;
+            let go_on = &mut |_| ControlFlow::Continue(());
+            (reconstruct(&path, &mut quantize, &text(), "text", &options, start, go_on).unwrap(), quantize)
+        };
+        let ((plain, _), (begun, quantize)) = (train(None), train(Some(&gptq)));
+        let first = |trained: &Reconstruction| trained.report.layers[0].before;
+        assert!(first(&begun) < 0.8 * first(&plain), "{name}: {} and {}", first(&begun), first(&plain));
+        let divergence = |trained: &Reconstruction| trained.report.distillation[0];
+        assert!(divergence(&begun) < 0.8 * divergence(&plain), "{name}: {} {}", divergence(&begun), divergence(&plain));
+        // What is not trained is as GPTQ makes it, and the manifest says how.
+        let write = |calibration: &dyn Calibration, output: &str| {
+            let output = folder.0.join(output);
+            let go_on = &mut |_: u64, _: u64, _: &str| ControlFlow::Continue(());
+            let manifest = quantize_calibrated(&path, &output, &quantize, Some(calibration), go_on).unwrap();
+            (Gguf::open(&output, FileAccess::Map).unwrap(), manifest)
+        };
+        let ((alone, _), (trained, manifest)) = (write(&gptq, "gptq.gguf"), write(&begun, "trained.gguf"));
+        let untied = alone.tensors().iter().any(|info| info.name() == "output.weight");
+        let output = if untied { "output.weight" } else { "token_embd.weight" };
+        let bytes = |model: &Gguf| model.tensor(output).unwrap().bytes().to_vec();
+        assert!(bytes(&alone) == bytes(&trained), "{name}");
+        assert_eq!(manifest.settings.gptq, gptq.feedback_settings());
+        let (plain, _) = write(&plain, "plain.gguf");
+        assert!(bytes(&alone) != bytes(&plain), "{name}: GPTQ leaves the output matrix alone");
+    }
+}
+
+#[test]
 fn what_is_trained_depends_on_the_seed_and_not_on_the_threads() {
     let folder = Folder::new("threads");
     let path = write(&spec("llama"), &folder);
@@ -150,7 +191,7 @@ fn importances_of_the_text_are_collected_unless_there_are_some() {
         told += usize::from(matches!(progress, ReconstructProgress::Importances(..)));
         ControlFlow::Continue(())
     };
-    reconstruct(&path, &mut quantize, &text(), "text", &options, &mut tell).unwrap();
+    reconstruct(&path, &mut quantize, &text(), "text", &options, None, &mut tell).unwrap();
     assert_eq!(told, options.chunks);
     let (found, _) = quantize.importances.clone().unwrap();
     let run = LlamaOptions::default();
@@ -165,7 +206,7 @@ fn importances_of_the_text_are_collected_unless_there_are_some() {
         again += usize::from(matches!(progress, ReconstructProgress::Importances(..)));
         ControlFlow::Continue(())
     };
-    reconstruct(&path, &mut quantize, &text(), "text", &options, &mut tell).unwrap();
+    reconstruct(&path, &mut quantize, &text(), "text", &options, None, &mut tell).unwrap();
     assert_eq!(again, 0);
 }
 
@@ -206,7 +247,7 @@ fn who_cancels_is_told_so() {
             told += 1;
             if told > at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let error = reconstruct(&path, &mut quantize, &text(), "text", &options(), &mut tell).unwrap_err();
+        let error = reconstruct(&path, &mut quantize, &text(), "text", &options(), None, &mut tell).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
         assert_eq!(told, at + 1);
     }

@@ -205,9 +205,49 @@ pub fn encode(dtype: DType, values: &[f32], feedback: &Feedback, out: &mut [u8])
         let importance = dtype.is_block().then_some(&feedback.importance[..]);
         return block::encode(dtype, values, columns, importance, out);
     }
-    block::check(dtype, values.len(), columns, out.len())?;
+    let row_bytes = block::check(dtype, values.len(), columns, out.len())?;
     block::check_finite(values, columns, 0)?;
-    let importance = block::normalized(&feedback.importance, columns)?;
+    let mut batch = vec![0.0; ROWS * columns];
+    for (values, out) in values.chunks(ROWS * columns).zip(out.chunks_mut(ROWS * row_bytes)) {
+        let batch = &mut batch[..values.len()];
+        batch.copy_from_slice(values);
+        encode_in_place(dtype, batch, feedback, out)?;
+    }
+    Ok(())
+}
+
+/// As [`encode`] on several threads, for types that [`has_feedback`] names; `values` become what was rounded in the end: each weight with what it made up for.
+///
+/// # Errors
+/// As [`encode`], and [`EncodeError::Unsupported`] for other types.
+pub fn compensate(
+    dtype: DType,
+    values: &mut [f32],
+    feedback: &Feedback,
+    threads: usize,
+    out: &mut [u8],
+) -> Result<(), EncodeError> {
+    let columns = feedback.columns;
+    if !has_feedback(dtype) {
+        return Err(EncodeError::Unsupported(dtype));
+    }
+    let row_bytes = block::check(dtype, values.len(), columns, out.len())?;
+    block::check_finite(values, columns, 0)?;
+    let share = (values.len() / columns.max(1)).div_ceil(threads.clamp(1, 1024)).max(1);
+    std::thread::scope(|scope| {
+        let parts = values.chunks_mut(share * columns.max(1)).zip(out.chunks_mut((share * row_bytes).max(1)));
+        let workers: Vec<_> =
+            parts.map(|(values, out)| scope.spawn(|| encode_in_place(dtype, values, feedback, out))).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+/// Encodes whole rows of numbers, which become what was rounded.
+fn encode_in_place(dtype: DType, values: &mut [f32], feedback: &Feedback, out: &mut [u8]) -> Result<(), EncodeError> {
+    let importance = block::normalized(&feedback.importance, feedback.columns)?;
     use BlockFormat as B;
     let DType::Block(format) = dtype else { return Err(EncodeError::Unsupported(dtype)) };
     match format {
@@ -231,20 +271,17 @@ pub fn encode(dtype: DType, values: &[f32], feedback: &Feedback, out: &mut [u8])
 }
 
 fn rows<B: Encoder + Codes<LEN>, const LEN: usize>(
-    values: &[f32],
+    values: &mut [f32],
     feedback: &Feedback,
     importance: &[f32],
     out: &mut [u8],
 ) {
     let k = feedback.columns;
     let out: &mut [B] = bytemuck::cast_slice_mut(out);
-    let mut batch = vec![0.0; ROWS * k];
-    for (values, out) in values.chunks(ROWS * k).zip(out.chunks_mut(ROWS * (k / LEN))) {
-        let batch = &mut batch[..values.len()];
-        batch.copy_from_slice(values);
+    for (values, out) in values.chunks_mut(ROWS * k).zip(out.chunks_mut(ROWS * (k / LEN))) {
         widest(
             #[inline(always)]
-            || round::<B, LEN>(batch, feedback, importance, out),
+            || round::<B, LEN>(values, feedback, importance, out),
         );
     }
 }

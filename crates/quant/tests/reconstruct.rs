@@ -5,6 +5,7 @@ mod random;
 
 use core_tensor::{BlockFormat, DType, decode_f32};
 use polaris_quant::block::{ENCODED, EncodeError};
+use polaris_quant::gptq::{self, Feedback};
 use polaris_quant::reconstruct::{Latent, Rates, Rounding, can_train};
 use random::random;
 
@@ -101,6 +102,41 @@ fn the_bytes_decode_to_the_weights_that_were_given() {
             assert_eq!(decode_f32(dtype, latent.bytes(), decoded.len()).unwrap(), decoded, "{dtype} {rounding:?}");
         }
     }
+}
+
+#[test]
+fn weights_begin_as_their_feedback_rounds_them() {
+    let layer = Layer::new();
+    let mut products = vec![0.0; COLUMNS * COLUMNS];
+    for x in layer.inputs.chunks_exact(COLUMNS) {
+        for (row, a) in products.chunks_exact_mut(COLUMNS).zip(x) {
+            row.iter_mut().zip(x).for_each(|(sum, b)| *sum += a * b);
+        }
+    }
+    let feedback = Feedback::new(&products, COLUMNS, 0.01).unwrap();
+    for dtype in trained() {
+        let loss = |mut latent: Latent| {
+            let bytes = latent.bytes().to_vec();
+            let mut decoded = vec![0.0; layer.weights.len()];
+            latent.decode(&mut decoded).unwrap();
+            (bytes, layer.loss(&decoded).0)
+        };
+        let begin = |threads: usize| {
+            loss(Latent::with_feedback(dtype, layer.weights.clone(), &feedback, Rounding::Straight, threads).unwrap())
+        };
+        let (plain, (bytes, begun)) =
+            (loss(Latent::new(dtype, &layer.weights, COLUMNS, None, Rounding::Straight, 1).unwrap()).1, begin(1));
+        let mut encoded = vec![0; bytes.len()];
+        gptq::encode(dtype, &layer.weights, &feedback, &mut encoded).unwrap();
+        assert!(bytes == encoded, "{dtype}: other blocks than the encoder's");
+        // What was rounded is what weights made up for, so that they round to the same codes.
+        let (rounded, _) = layer.loss(&decode_f32(dtype, &encoded, layer.weights.len()).unwrap());
+        assert!((begun - rounded).abs() <= 0.01 * rounded, "{dtype}: {begun} and {rounded}");
+        assert!(begun < 0.7 * plain, "{dtype}: {begun} with feedback, {plain} without");
+        assert_eq!(begin(4), (bytes, begun), "{dtype}");
+    }
+    let refused = Latent::with_feedback(DType::F16, layer.weights.clone(), &feedback, Rounding::Straight, 1);
+    assert_eq!(refused.unwrap_err(), EncodeError::Unsupported(DType::F16));
 }
 
 #[test]

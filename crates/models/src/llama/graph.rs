@@ -62,10 +62,11 @@ pub fn build(
     Ok(assemble(config, source, kv_dtype, context)?.graph)
 }
 
-/// A graph, and the products of its layers: layer, matrix, activations.
+/// A graph, the products of its layers (layer, matrix, activations), and what meets the output matrix.
 pub(super) struct Assembled {
     pub(super) graph: Graph,
     pub(super) products: Vec<(usize, Role, ValueId)>,
+    pub(super) last: ValueId,
 }
 
 pub(super) fn assemble(
@@ -101,13 +102,13 @@ pub(super) fn assemble(
         products: Vec::new(),
         trained: None,
     };
-    let logits = builder.model()?;
+    let (last, logits) = builder.model()?;
     builder.graph.output(logits);
     let op = TopK { k: CANDIDATES.min(config.vocabulary) };
     for output in builder.graph.add_node("candidates", Op::TopK(op), vec![Some(logits)])? {
         builder.graph.output(output);
     }
-    Ok(Assembled { graph: builder.graph, products: builder.products })
+    Ok(Assembled { graph: builder.graph, products: builder.products, last })
 }
 
 #[derive(Clone, Copy)]
@@ -132,7 +133,8 @@ pub(super) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn model(&mut self) -> Result<ValueId, Error> {
+    /// What meets the output matrix, and the logits.
+    fn model(&mut self) -> Result<(ValueId, ValueId), Error> {
         let embedding = self.model_weight("token_embd", Role::Embedding)?;
         let mut x = self.graph.add("embedding", Op::Gather(Gather::rows()), &[embedding, self.inputs.tokens])?;
         if self.config.architecture == Architecture::Gemma3 {
@@ -149,7 +151,7 @@ impl Builder<'_> {
             Some(weight) => self.graph.weight("output", weight.clone()),
             None => embedding,
         };
-        self.logits(x, output)
+        Ok((x, self.logits(x, output)?))
     }
 
     /// What comes behind the last norm.

@@ -59,7 +59,7 @@ pub(crate) fn build_tapped(
     context: usize,
     sums: Sums,
 ) -> Result<(Graph, Vec<Tap>), Error> {
-    let Assembled { mut graph, products } = assemble(config, source, kv_dtype, context)?;
+    let Assembled { mut graph, products, last } = assemble(config, source, kv_dtype, context)?;
     let table = NameTable::gguf(config.architecture);
     let present: HashSet<&str> = source.names().into_iter().collect();
     let stored = |layer: usize, role: Role| {
@@ -67,18 +67,24 @@ pub(crate) fn build_tapped(
         Some(entry.1.replacen("{}", &layer.to_string(), 1)).filter(|name| present.contains(name.as_str()))
     };
     let attentions = attentions(&graph);
-    let mut taps: Vec<(ValueId, Option<Count>, Tap)> = Vec::new();
+    let mut met: Vec<(ValueId, Count, String)> = Vec::with_capacity(products.len() + 1);
     for (layer, role, x) in products {
         // Q, K and V may lie in one tensor.
         let own = stored(layer, role);
-        let count = (sums == Sums::Products).then(|| match (role, attentions.get(layer)) {
+        let count = match (role, attentions.get(layer)) {
             (Role::V, Some((q, k, attention))) if own.is_some() => {
                 Count::Attention { q: *q, k: *k, attention: *attention }
             }
             (Role::AttentionOutput | Role::Down, _) => Count::Size,
             _ => Count::Alike,
-        });
-        let Some(name) = own.or_else(|| stored(layer, Role::Qkv)) else { continue };
+        };
+        met.extend(own.or_else(|| stored(layer, Role::Qkv)).map(|name| (x, count, name)));
+    }
+    let output = ["output.weight", "token_embd.weight"].into_iter().find(|name| present.contains(name));
+    met.extend(output.map(|name| (last, Count::Alike, name.to_owned())));
+    let mut taps: Vec<(ValueId, Option<Count>, Tap)> = Vec::new();
+    for (x, count, name) in met {
+        let count = (sums == Sums::Products).then_some(count);
         if let Some((.., tap)) = taps.iter_mut().find(|(value, other, _)| (*value, *other) == (x, count)) {
             if !tap.names.contains(&name) {
                 tap.names.push(name);

@@ -10,6 +10,7 @@ use super::adam::{Adam, Update};
 use super::blocks::{Ladder, Mode, ScaleState, Share, line, rectified};
 use super::scales::Scales;
 use crate::block::{self, Codes, EncodeError};
+use crate::gptq::{self, Feedback};
 
 /// How places become codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,7 +33,16 @@ pub struct Rates {
 /// Whether a dtype's weights can be trained: block formats with codes and an encoder, of less than eight bits.
 #[must_use]
 pub fn can_train(dtype: DType) -> bool {
-    crate::gptq::has_feedback(dtype)
+    gptq::has_feedback(dtype)
+}
+
+/// The bytes of a matrix that can be trained.
+fn room(dtype: DType, values: usize, columns: usize) -> Result<Vec<u8>, EncodeError> {
+    if !can_train(dtype) {
+        return Err(EncodeError::Unsupported(dtype));
+    }
+    let row_bytes = dtype.row_bytes(columns).ok_or(EncodeError::PartialBlock { dtype, columns })?;
+    Ok(vec![0; values / columns.max(1) * row_bytes])
 }
 
 /// A matrix of weights in a block format, and what is learned of them.
@@ -99,13 +109,36 @@ impl Latent {
         rounding: Rounding,
         threads: usize,
     ) -> Result<Latent, EncodeError> {
-        let DType::Block(format) = dtype else { return Err(EncodeError::Unsupported(dtype)) };
-        if !can_train(dtype) {
-            return Err(EncodeError::Unsupported(dtype));
-        }
-        let row_bytes = dtype.row_bytes(columns).ok_or(EncodeError::PartialBlock { dtype, columns })?;
-        let mut bytes = vec![0; values.len() / columns.max(1) * row_bytes];
+        let mut bytes = room(dtype, values.len(), columns)?;
         block::encode_with_threads(dtype, values, columns, importance, threads, &mut bytes)?;
+        Latent::begun(dtype, bytes, values, rounding, threads)
+    }
+
+    /// A matrix as [`gptq::encode`] makes it.
+    ///
+    /// # Errors
+    /// As [`gptq::encode`], and [`EncodeError::Unsupported`] where [`can_train`] says so.
+    pub fn with_feedback(
+        dtype: DType,
+        mut values: Vec<f32>,
+        feedback: &Feedback,
+        rounding: Rounding,
+        threads: usize,
+    ) -> Result<Latent, EncodeError> {
+        let mut bytes = room(dtype, values.len(), feedback.columns())?;
+        gptq::compensate(dtype, &mut values, feedback, threads, &mut bytes)?;
+        Latent::begun(dtype, bytes, &values, rounding, threads)
+    }
+
+    /// From blocks, and the weights that were rounded to them.
+    fn begun(
+        dtype: DType,
+        bytes: Vec<u8>,
+        values: &[f32],
+        rounding: Rounding,
+        threads: usize,
+    ) -> Result<Latent, EncodeError> {
+        let DType::Block(format) = dtype else { return Err(EncodeError::Unsupported(dtype)) };
         with_block!(
             format,
             B,

@@ -1,13 +1,15 @@
 //! The text in chunks, and what enters the first layer.
 
-use core_tensor::{DType, Tensor, decode_f32};
+use core_tensor::{Tensor, decode_f32};
 use loader_gguf::Gguf;
-use polaris_quant::block::encode;
 
 use super::ReconstructOptions;
 use crate::Error;
 use crate::llama::{Architecture, LlamaConfig, tokenizer};
 use crate::tokenizer::EncodeOptions;
+
+/// The table of the tokens' embeddings.
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 
 /// Chunks of tokens, each begun with the token that begins a text if the model wants one; what remains behind the last whole chunk is left out.
 pub(super) struct Chunks {
@@ -35,11 +37,16 @@ impl Chunks {
         self.chunks.len()
     }
 
-    /// The rows of the embedding, f32 `[tokens, width]` for each chunk; as they are in a type, if one is given.
-    pub(super) fn embedded(&self, model: &Gguf, config: &LlamaConfig, to: Option<DType>) -> Result<Vec<Tensor>, Error> {
-        const NAME: &str = "token_embd.weight";
-        let table = model.tensor(NAME)?;
-        let fault = |reason: String| Error::Tensor { path: model.path().to_owned(), name: NAME.to_owned(), reason };
+    /// The rows of the embedding, f32 `[tokens, width]` for each chunk; as `changed` makes them, where it is given.
+    pub(super) fn embedded(
+        &self,
+        model: &Gguf,
+        config: &LlamaConfig,
+        changed: Option<&dyn Fn(&[f32]) -> Result<Vec<f32>, Error>>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let table = model.tensor(EMBEDDING)?;
+        let fault =
+            |reason: String| Error::Tensor { path: model.path().to_owned(), name: EMBEDDING.to_owned(), reason };
         let width = config.embedding;
         let (Some(row_bytes), from) = (table.dtype().row_bytes(width), table.dtype()) else {
             return Err(fault(format!("rows of {width} weights are no whole blocks")));
@@ -51,20 +58,17 @@ impl Chunks {
         let row = |token: u32| -> Result<Vec<f32>, String> {
             let at = token as usize * row_bytes;
             let bytes = table.bytes().get(at..at + row_bytes).ok_or_else(|| format!("it has no row {token}"))?;
-            let mut values = decode_f32(from, bytes, width).map_err(|error| error.to_string())?;
-            if let Some(to) = to.filter(|to| *to != from) {
-                let mut encoded = vec![0; to.row_bytes(width).unwrap_or(0)];
-                encode(to, &values, width, None, &mut encoded).map_err(|error| error.to_string())?;
-                values = decode_f32(to, &encoded, width).map_err(|error| error.to_string())?;
-            }
-            values.iter_mut().for_each(|value| *value *= factor);
-            Ok(values)
+            decode_f32(from, bytes, width).map_err(|error| error.to_string())
         };
         let chunk = |chunk: &Vec<u32>| -> Result<Tensor, Error> {
             let mut values = Vec::with_capacity(chunk.len() * width);
             for token in chunk {
                 values.extend(row(*token).map_err(fault)?);
             }
+            if let Some(changed) = changed {
+                values = changed(&values)?;
+            }
+            values.iter_mut().for_each(|value| *value *= factor);
             Ok(Tensor::from_slice(&[chunk.len(), width], &values)?)
         };
         self.chunks.iter().map(chunk).collect()

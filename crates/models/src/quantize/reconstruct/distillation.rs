@@ -6,19 +6,17 @@ use std::path::PathBuf;
 use core_tensor::op::{Binary, Op, Reduce, ReduceKind, Reshape, Softmax, Unary};
 use core_tensor::{DType, Dim, Graph, Tensor};
 use loader_gguf::Gguf;
-use polaris_quant::block::encode_with_threads;
 use polaris_quant::reconstruct::Adam;
 use polaris_runtime::Executable;
 
 use super::layers::{Layers, differentiate};
 use super::random::Random;
-use super::weights::{LayerWeights, original};
-use super::{OnReconstruct, ReconstructOptions, ReconstructProgress, finite};
+use super::weights::{LayerWeights, Starts, original};
+use super::{OnReconstruct, Output, ReconstructOptions, ReconstructProgress, finite};
 use crate::Error;
 use crate::llama::LlamaConfig;
 use crate::llama::trained::{self, Part};
 use crate::quantize::mixed::overlay::Overlay;
-use crate::quantize::{Planned, QuantizeOptions};
 
 /// Behind the last layer: what the predictions of both models are compared with.
 pub(super) struct Head {
@@ -40,17 +38,15 @@ impl Head {
         model: &Gguf,
         config: &LlamaConfig,
         layers: &Layers<'_>,
-        planned: &HashMap<String, Planned>,
-        quantize: &QuantizeOptions,
+        starts: &Starts<'_>,
+        output: &Output,
     ) -> Result<Head, Error> {
         let part = trained::head(config, model)?;
         let teacher = layers.load(probabilities(&part)?)?;
         let mut overlay = Overlay { model, replaced: HashMap::new() };
-        for name in ["output.weight", "token_embd.weight"] {
-            if let Some(tensor) = planned.get(name).filter(|tensor| tensor.from != tensor.to) {
-                overlay.replaced.insert(name.to_owned(), encoded(model, tensor, quantize)?);
-                break;
-            }
+        if let Some(tensor) = starts.planned.get(output.name).filter(|tensor| tensor.from != tensor.to) {
+            let bytes = starts.encoded(tensor, &original(model, output.name)?, output.feedback.as_deref())?;
+            overlay.replaced.insert(output.name.to_owned(), Tensor::from_bytes(tensor.to, &tensor.shape, &bytes)?);
         }
         let student = layers.load(divergence(&trained::head(config, &overlay)?)?)?;
         let name = part.parameters.first().map(|norm| norm.name.clone()).unwrap_or_default();
@@ -78,22 +74,6 @@ impl Head {
         let norm = Tensor::from_slice(&[self.norm.len()], &self.norm)?;
         Ok((self.name, norm))
     }
-}
-
-/// A tensor as it is going to be.
-fn encoded(model: &Gguf, tensor: &Planned, quantize: &QuantizeOptions) -> Result<Tensor, Error> {
-    let values = original(model, &tensor.name)?;
-    let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
-    let importance = crate::quantize::importance(quantize, tensor)?;
-    let mut bytes = vec![0; tensor.to.row_bytes(columns).unwrap_or(0) * (values.len() / columns)];
-    let failed = |error: &dyn std::fmt::Display| Error::Tensor {
-        path: model.path().to_owned(),
-        name: tensor.name.clone(),
-        reason: error.to_string(),
-    };
-    encode_with_threads(tensor.to, &values, columns, importance.as_deref(), quantize.threads, &mut bytes)
-        .map_err(|error| failed(&error))?;
-    Tensor::from_bytes(tensor.to, &tensor.shape, &bytes).map_err(|error| failed(&error))
 }
 
 /// The head with probabilities for its output.

@@ -12,26 +12,27 @@ pub(super) mod layers;
 pub(super) mod random;
 mod weights;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use core_tensor::Tensor;
+use core_tensor::{Tensor, decode_f32};
 use loader_gguf::Gguf;
 use polaris_quant::gptq::Feedback;
 use serde::{Deserialize, Serialize};
 
-use super::{Calibration, QuantizeOptions, plan};
+use super::{Calibration, FeedbackSettings, Planned, QuantizeOptions, plan};
 use crate::Error;
 use crate::backends::{BackendOptions, Device};
 use crate::llama::{CalibrationOptions, LlamaConfig, LlamaOptions, importances};
 
-use chunks::Chunks;
+use chunks::{Chunks, EMBEDDING};
 use distillation::{Distillation, Head, distill};
 use layers::Layers;
 use random::Random;
-use weights::LayerWeights;
+use weights::{LayerWeights, Starts};
 
 /// How weights are trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +169,8 @@ pub struct ReconstructReport {
 pub enum ReconstructProgress {
     /// The importances of columns are collected: chunks done and in all.
     Importances(usize, usize),
+    /// A text runs for the weights' beginnings: asked again and again whether to go on.
+    Inputs,
     /// A step of a layer is done.
     Layer {
         /// The layer.
@@ -201,6 +204,8 @@ pub type OnReconstruct<'a> = dyn FnMut(ReconstructProgress) -> ControlFlow<()> +
 #[derive(Clone, Debug)]
 pub struct Reconstruction {
     tensors: HashMap<String, Tensor>,
+    output: Output,
+    feedback: Option<FeedbackSettings>,
     dataset: String,
     /// What was done.
     pub report: ReconstructReport,
@@ -211,8 +216,12 @@ impl Calibration for Reconstruction {
         &self.dataset
     }
 
-    fn feedback(&self, _: &[&str], _: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error> {
-        Ok(None)
+    fn feedback(&self, upcoming: &[&str], _: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error> {
+        Ok(self.output.feedback.clone().filter(|_| upcoming.first() == Some(&self.output.name)))
+    }
+
+    fn feedback_settings(&self) -> Option<FeedbackSettings> {
+        self.feedback.clone()
     }
 
     fn trained(&self, tensor: &str) -> Option<&Tensor> {
@@ -224,8 +233,16 @@ impl Calibration for Reconstruction {
     }
 }
 
+/// The matrix of the logits: it is rounded, and not trained.
+#[derive(Clone, Debug)]
+struct Output {
+    name: &'static str,
+    feedback: Option<Arc<Feedback>>,
+}
+
 /// Trains the matrices of a language model's layers, and their vectors of f32, for the types that `quantize` plans. Without importances in `quantize`, those of the
-/// text are collected first, and put there, without the name of a file.
+/// text are collected first, and put there, without the name of a file. With `start`, weights begin as they are rounded by what it knows of their inputs
+/// ([`polaris_quant::gptq`]), the output matrix as well.
 ///
 /// In memory are the activations of all chunks, twice, one layer with what the optimizer knows of it, and the quantized layers that are done.
 ///
@@ -238,6 +255,7 @@ pub fn reconstruct(
     text: &str,
     dataset: &str,
     options: &ReconstructOptions,
+    start: Option<&dyn Calibration>,
     progress: &mut OnReconstruct<'_>,
 ) -> Result<Reconstruction, Error> {
     options.check()?;
@@ -247,16 +265,35 @@ pub fn reconstruct(
         let reason = format!("{} tokens, and the model knows {}", options.context, config.trained_context);
         return Err(Error::Option { name: "context", reason });
     }
-    if quantize.importances.is_none() {
+    if quantize.importances.is_none() && start.is_none() {
         let found = collect_importances(input, quantize, text, dataset, options, progress)?;
         quantize.importances = Some((found, String::new()));
     }
-    let planned: HashMap<String, super::Planned> =
+    let planned: HashMap<String, Planned> =
         plan(&model, quantize)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let chunks = Chunks::new(&model, text, options)?;
     let mut layers = Layers::new(&model, &config, options)?;
+    let name = if planned.contains_key("output.weight") { "output.weight" } else { EMBEDDING };
+    let feedback = start.map(|start| (start, order(&planned, name, config.layers.len())));
+    let starts = Starts { model: &model, planned: &planned, quantize, feedback };
+    let progress = RefCell::new(progress);
+    let tell = |told: ReconstructProgress| (progress.borrow_mut())(told);
+    let stopped = || tell(ReconstructProgress::Inputs).is_break();
+    let output = Output { name, feedback: starts.feedback(name, &stopped)? };
     let mut float = chunks.embedded(&model, &config, None)?;
-    let mut quantized = chunks.embedded(&model, &config, planned.get("token_embd.weight").map(|tensor| tensor.to))?;
+    let rounded = |values: &[f32]| -> Result<Vec<f32>, Error> {
+        let Some(tensor) = planned.get(EMBEDDING).filter(|tensor| tensor.from != tensor.to) else {
+            return Ok(values.to_vec());
+        };
+        let feedback = output.feedback.as_deref().filter(|_| output.name == EMBEDDING);
+        let bytes = starts.encoded(tensor, values, feedback)?;
+        decode_f32(tensor.to, &bytes, values.len()).map_err(|error| Error::Tensor {
+            path: input.to_owned(),
+            name: tensor.name.clone(),
+            reason: error.to_string(),
+        })
+    };
+    let mut quantized = chunks.embedded(&model, &config, Some(&rounded))?;
     let embedded = quantized.clone();
     let mut done = Vec::new();
     let mut random = Random::new(options.seed);
@@ -266,7 +303,7 @@ pub fn reconstruct(
         layers.enter(layer)?;
         let mut originals = layers.originals()?;
         layers.run(&originals.tensors()?, &mut float)?;
-        let mut weights = LayerWeights::new(&model, layers.parameters(), &planned, quantize, options)?;
+        let mut weights = LayerWeights::new(&starts, layers.parameters(), options, &stopped)?;
         let plain = weights.tensors()?;
         let before = layers.error(&plain, &quantized, &float)?;
         finite(input, before, || format!("layer {layer} before training"))?;
@@ -284,7 +321,7 @@ pub fn reconstruct(
                 steps: options.steps,
                 loss,
             };
-            if progress(told).is_break() {
+            if tell(told).is_break() {
                 return Err(Error::Cancelled);
             }
         }
@@ -294,7 +331,7 @@ pub fn reconstruct(
         layers.run(&given, &mut quantized)?;
         let report = LayerReport { layer, before, after };
         reports.push(report);
-        if progress(ReconstructProgress::Done(report)).is_break() {
+        if tell(ReconstructProgress::Done(report)).is_break() {
             return Err(Error::Cancelled);
         }
         match options.distill_steps {
@@ -304,7 +341,7 @@ pub fn reconstruct(
     }
     let mut distillation = Vec::new();
     if options.distill_steps > 0 {
-        let mut head = Head::new(&model, &config, &layers, &planned, quantize)?;
+        let mut head = Head::new(&model, &config, &layers, &starts, &output)?;
         let mut whole = Distillation {
             path: input.to_owned(),
             weights: &mut done,
@@ -312,7 +349,7 @@ pub fn reconstruct(
             embedded: &embedded,
             float: &float,
         };
-        distillation = distill(&mut layers, &mut whole, options, &mut random, progress)?;
+        distillation = distill(&mut layers, &mut whole, options, &mut random, &mut **progress.borrow_mut())?;
         tensors.extend([head.into_stored()?]);
         for mut weights in done {
             weights.tensors()?;
@@ -332,7 +369,24 @@ pub fn reconstruct(
         distill_rate: options.distill_rate,
         distillation,
     };
-    Ok(Reconstruction { tensors, dataset: dataset.to_owned(), report })
+    let feedback = start.and_then(Calibration::feedback_settings);
+    Ok(Reconstruction { tensors, output, feedback, dataset: dataset.to_owned(), report })
+}
+
+/// The tensors whose rounding follows their inputs, as they are asked for: the output matrix, then layer by layer.
+fn order(planned: &HashMap<String, Planned>, output: &str, layers: usize) -> Vec<String> {
+    let mut names: Vec<(usize, &str)> = Vec::new();
+    for tensor in planned.values().filter(|tensor| tensor.takes_feedback()) {
+        let layer: Option<usize> =
+            tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        match layer {
+            Some(layer) if layer < layers => names.push((layer + 1, &tensor.name)),
+            _ if tensor.name == output => names.push((0, &tensor.name)),
+            _ => {}
+        }
+    }
+    names.sort_unstable();
+    names.into_iter().map(|(_, name)| name.to_owned()).collect()
 }
 
 /// Fails where a loss is no number: training on would make everything one.

@@ -1,16 +1,18 @@
 //! The weights of a layer in training.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use core_tensor::{DType, Tensor, decode_f32};
 use loader_gguf::Gguf;
 use polaris_quant::block::encode_with_threads;
+use polaris_quant::gptq::{self, Feedback};
 use polaris_quant::reconstruct::{Adam, Latent, Rates, Rounding, can_train};
 
 use super::ReconstructOptions;
 use crate::Error;
 use crate::llama::trained::Parameter;
-use crate::quantize::{Planned, QuantizeOptions};
+use crate::quantize::{Calibration, Planned, QuantizeOptions};
 
 /// What becomes of one tensor.
 enum Kind {
@@ -34,6 +36,49 @@ pub(super) struct LayerWeights {
     options: ReconstructOptions,
 }
 
+/// What the weights of a model begin as when they are trained.
+pub(super) struct Starts<'a> {
+    pub(super) model: &'a Gguf,
+    pub(super) planned: &'a HashMap<String, Planned>,
+    pub(super) quantize: &'a QuantizeOptions,
+    /// What rounding follows, and the tensors that it will be asked for, in their order.
+    pub(super) feedback: Option<(&'a dyn Calibration, Vec<String>)>,
+}
+
+impl Starts<'_> {
+    /// How the rounding of a tensor follows its inputs, where it is to and something is known of them. `stopped` is asked while a text runs for it.
+    pub(super) fn feedback(&self, name: &str, stopped: &dyn Fn() -> bool) -> Result<Option<Arc<Feedback>>, Error> {
+        let Some((calibration, order)) = &self.feedback else { return Ok(None) };
+        let Some(at) = order.iter().position(|other| other == name) else { return Ok(None) };
+        let upcoming: Vec<&str> = order[at..].iter().map(String::as_str).collect();
+        calibration.feedback(&upcoming, stopped)
+    }
+
+    /// Rows of a tensor in the type that is planned for it, as they are without training.
+    pub(super) fn encoded(
+        &self,
+        tensor: &Planned,
+        values: &[f32],
+        feedback: Option<&Feedback>,
+    ) -> Result<Vec<u8>, Error> {
+        let columns = tensor.shape.last().copied().unwrap_or(1).max(1);
+        let mut bytes = vec![0; tensor.to.row_bytes(columns).unwrap_or(0) * (values.len() / columns)];
+        let encoded = match feedback {
+            Some(feedback) => {
+                let mut values = values.to_vec();
+                gptq::compensate(tensor.to, &mut values, feedback, self.quantize.threads, &mut bytes)
+            }
+            None => {
+                let importance = crate::quantize::importance(self.quantize, tensor)?;
+                let threads = self.quantize.threads;
+                encode_with_threads(tensor.to, values, columns, importance.as_deref(), threads, &mut bytes)
+            }
+        };
+        encoded.map_err(|error| fault(self.model, &tensor.name, &error))?;
+        Ok(bytes)
+    }
+}
+
 /// A tensor's weights as they are.
 pub(super) fn original(model: &Gguf, name: &str) -> Result<Vec<f32>, Error> {
     let tensor = model.tensor(name)?;
@@ -45,35 +90,41 @@ fn fault(model: &Gguf, name: &str, error: &dyn std::fmt::Display) -> Error {
 }
 
 impl LayerWeights {
-    /// As encoders make them.
+    /// As encoders make them. `stopped` is asked while a text runs for how they round.
     pub(super) fn new(
-        model: &Gguf,
+        starts: &Starts<'_>,
         parameters: &[Parameter],
-        planned: &HashMap<String, Planned>,
-        quantize: &QuantizeOptions,
         options: &ReconstructOptions,
+        stopped: &dyn Fn() -> bool,
     ) -> Result<LayerWeights, Error> {
+        let model = starts.model;
         let mut members = Vec::with_capacity(parameters.len());
         for Parameter { name, shape, .. } in parameters {
             let values = original(model, name)?;
-            let to = planned.get(name).map_or(DType::F32, |tensor| tensor.to);
+            let planned = starts.planned.get(name);
+            let to = planned.map_or(DType::F32, |tensor| tensor.to);
             let columns = shape.last().copied().unwrap_or(1);
-            let importance = match planned.get(name) {
-                Some(tensor) => crate::quantize::importance(quantize, tensor)?,
-                None => None,
-            };
-            let kind = if shape.len() == 1 && to == DType::F32 {
-                let size = values.iter().map(|v| v.abs()).sum::<f32>() / values.len().max(1) as f32;
-                Kind::Vector { adam: Adam::new(values.len()), values, size }
-            } else if can_train(to) {
-                let latent =
-                    Latent::new(to, &values, columns, importance.as_deref(), Rounding::Straight, options.threads);
-                Kind::Blocks(Box::new(latent.map_err(|error| fault(model, name, &error))?))
-            } else {
-                let mut bytes = vec![0; to.row_bytes(columns).unwrap_or(0) * (values.len() / columns.max(1))];
-                encode_with_threads(to, &values, columns, importance.as_deref(), options.threads, &mut bytes)
-                    .map_err(|error| fault(model, name, &error))?;
-                Kind::Fixed(decode_f32(to, &bytes, values.len()).map_err(|error| fault(model, name, &error))?)
+            let kind = match planned {
+                _ if shape.len() == 1 && to == DType::F32 => {
+                    let size = values.iter().map(|v| v.abs()).sum::<f32>() / values.len().max(1) as f32;
+                    Kind::Vector { adam: Adam::new(values.len()), values, size }
+                }
+                Some(tensor) if can_train(to) => {
+                    let (threads, rounding) = (options.threads, Rounding::Straight);
+                    let latent = match starts.feedback(name, stopped)? {
+                        Some(feedback) => Latent::with_feedback(to, values, &feedback, rounding, threads),
+                        None => {
+                            let importance = crate::quantize::importance(starts.quantize, tensor)?;
+                            Latent::new(to, &values, columns, importance.as_deref(), rounding, threads)
+                        }
+                    };
+                    Kind::Blocks(Box::new(latent.map_err(|error| fault(model, name, &error))?))
+                }
+                Some(tensor) => {
+                    let bytes = starts.encoded(tensor, &values, None)?;
+                    Kind::Fixed(decode_f32(to, &bytes, values.len()).map_err(|error| fault(model, name, &error))?)
+                }
+                None => Kind::Fixed(values),
             };
             members.push(Member { name: name.clone(), shape: shape.clone(), kind });
         }
