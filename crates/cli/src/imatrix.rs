@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use loader_gguf::Gguf;
-use models::llama::{CalibrationOptions, LlamaOptions, importances};
+use models::llama::{CalibrationOptions, LlamaOptions, Picked, importances};
 use models::quantize::{check_output, sources, write_importances};
 use serde_json::json;
 
@@ -64,6 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let collect = CalibrationOptions {
         context: arguments.context as usize,
         chunks: arguments.chunks.map(|chunks| chunks as usize),
+        picked: Picked::First,
         dataset: arguments.text.display().to_string(),
     };
     let _busy = interrupt.busy();

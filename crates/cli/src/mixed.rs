@@ -41,7 +41,7 @@ pub(crate) struct Mixed {
     /// Tokens of a chunk of the text [default: 256]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u32).range(4..))]
     probe_context: Option<u32>,
-    /// Chunks that each measurement takes [default: 2]
+    /// Chunks that each measurement takes, at equal distances [default: 2]
     #[arg(long, value_name = "N", requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
     probe_chunks: Option<u32>,
     /// Measure attention and feed-forward of a layer at once instead of each tensor: faster, and coarser; types coarser than that are measured for each tensor

@@ -50,6 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = PerplexityOptions {
         context: arguments.context as usize,
         chunks: arguments.chunks.map(|chunks| chunks as usize),
+        ..PerplexityOptions::default()
     };
     let _busy = interrupt.busy();
     let measured = model.perplexity(&text, &options, &mut |done, total, perplexity| {

@@ -8,7 +8,7 @@ use clap::Args;
 use core_tensor::{DType, FileAccess};
 use loader_gguf::Gguf;
 use models::backends::BackendOptions;
-use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration};
+use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, Picked, TextCalibration};
 use models::quantize::{
     Calibration, Manifest, Planned, QuantizeOptions, TensorType, check_output, plan, quantize_calibrated,
     read_importances, sources, tensor_dtype,
@@ -96,7 +96,7 @@ pub(crate) struct Arguments {
     /// Tokens of a chunk of a GGUF file's text [default: 512]
     #[arg(long, value_name = "N", requires = "calibrate", help_heading = "Calibration", value_parser = clap::value_parser!(u32).range(1..))]
     calibration_context: Option<u32>,
-    /// Chunks of it at most [default: 128; --reconstruct 64]
+    /// Chunks of it at most, at equal distances [default: 128; --reconstruct 64]
     #[arg(long, value_name = "N", requires = "calibrate", help_heading = "Calibration", value_parser = clap::value_parser!(u32).range(1..))]
     calibration_chunks: Option<u32>,
     /// Threads [default: all that the process may use]
@@ -319,6 +319,7 @@ fn calibration(
     let collect = CalibrationOptions {
         context: arguments.calibration_context.map_or(CALIBRATION_CONTEXT, |n| n as usize),
         chunks: Some(arguments.calibration_chunks.map_or(CALIBRATION_CHUNKS, |n| n as usize)),
+        picked: Picked::Spread,
         dataset: path.display().to_string(),
     };
     let standard = FeedbackOptions::default();

@@ -44,7 +44,7 @@ pub(crate) struct Reconstruct {
     /// Steps in which all layers are trained together on the float model's predictions, behind the last layer [default: 0]
     #[arg(long, value_name = "N", requires = "reconstruct")]
     distill_steps: Option<u32>,
-    /// What all rates are multiplied with in these steps [default: 0.25]
+    /// What all rates are multiplied with in these steps [default: 0.05]
     #[arg(long, value_name = "R", requires = "distill_steps")]
     distill_rate: Option<f32>,
     /// Seed of the order of chunks [default: 1]

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::slice::HalfFloatSliceExt;
-
 use crate::storage::AlignedBytes;
 use crate::{DType, FileBytes, block};
 
@@ -295,10 +293,7 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], count: usize) -> Result<Vec<f32>, 
     Ok(match dtype {
         DType::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
         DType::F32 => each(bytes, f32::from_le_bytes),
-        DType::F16 => match halves(bytes) {
-            Some(values) => values.to_f32_vec(),
-            None => each(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
-        },
+        DType::F16 => each(bytes, |b| f16(u16::from_le_bytes(b))),
         DType::BF16 => each(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
         DType::I64 => each(bytes, |b| i64::from_le_bytes(b) as f32),
         DType::I32 => each(bytes, |b| i32::from_le_bytes(b) as f32),
@@ -315,16 +310,27 @@ pub fn decode_f32(dtype: DType, bytes: &[u8], count: usize) -> Result<Vec<f32>, 
         }
         DType::F8E4M3 => each(bytes, |b: [u8; 1]| f8e4m3(b[0])),
         // The upper half of an f16.
-        DType::F8E5M2 => each(bytes, |b: [u8; 1]| half::f16::from_le_bytes([0, b[0]]).to_f32()),
+        DType::F8E5M2 => each(bytes, |b: [u8; 1]| f16(u16::from(b[0]) << 8)),
         DType::I4 | DType::U4 => {
             return Err(TensorError::Conversion { from: dtype, to: DType::F32 });
         }
     })
 }
 
-/// Bytes that lie as this machine has f16 in memory: such slices are converted several at a time.
-fn halves(bytes: &[u8]) -> Option<&[half::f16]> {
-    if cfg!(target_endian = "little") { bytemuck::try_cast_slice(bytes).ok() } else { None }
+/// The value of an f16, without branches: loops over it become vectors of any machine, which calls of its instruction for that do not.
+#[inline(always)]
+fn f16(bits: u16) -> f32 {
+    /// What an f32's exponent is more than an f16's.
+    const BIAS: u32 = 112 << 23;
+    let magnitude = u32::from(bits & 0x7fff);
+    let moved = magnitude << 13;
+    let largest = if magnitude >= 0x7c00 { BIAS } else { 0 };
+    let quiet = if magnitude > 0x7c00 { 1 << 22 } else { 0 };
+    let normal = (moved + BIAS + largest) | quiet;
+    // With the least normal exponent in front, what is subnormal is a difference.
+    let least = BIAS + (1 << 23);
+    let subnormal = (f32::from_bits(moved + least) - f32::from_bits(least)).to_bits();
+    f32::from_bits(if magnitude < 0x400 { subnormal } else { normal } | u32::from(bits & 0x8000) << 16)
 }
 
 /// The value of an 8-bit float with 4 bits of exponent (bias 7) and 3 of mantissa, without infinities (OCP 8-bit floating point

@@ -323,7 +323,7 @@ fn perplexity_is_that_of_the_second_half_of_each_chunk() {
     let model = open("llama", 64);
     let text = "hello, this is a text that is long enough for chunks of sixteen tokens";
     let tokens = model.tokenize(text, models::tokenizer::EncodeOptions { add_special: true, parse_special: false });
-    let options = PerplexityOptions { context: 16, chunks: Some(3) };
+    let options = PerplexityOptions { context: 16, chunks: Some(3), ..PerplexityOptions::default() };
     let mut told = Vec::new();
     let found = model
         .perplexity(text, &options, &mut |done, all, running| {
@@ -347,7 +347,7 @@ fn perplexity_is_that_of_the_second_half_of_each_chunk() {
     assert_eq!(told[2], (3, 3, found.perplexity));
     let error = model.perplexity("short", &options, &mut |_, _, _| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(error.to_string(), "with a context of 16 the text needs at least 32 tokens, it has 5");
-    let large = PerplexityOptions { context: 65, chunks: None };
+    let large = PerplexityOptions { context: 65, ..PerplexityOptions::default() };
     assert!(model.perplexity(text, &large, &mut |_, _, _| ControlFlow::Continue(())).is_err());
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use core_tensor::{BlockFormat, DType, FileAccess, ReferenceBackend};
 use loader_gguf::{ArrayBuf, Gguf, GgufWriter, Value};
 use models::Error;
-use models::llama::{CalibrationOptions, Llama, LlamaOptions, importances};
+use models::llama::{CalibrationOptions, Llama, LlamaOptions, Picked, importances};
 use models::quantize::{
     Manifest, MixedBudget, MixedOptions, MixedReport, QuantizeOptions, TensorType, assign_mixed, plan, quantize,
     read_importances, write_importances,
@@ -292,7 +292,7 @@ fn importances_are_the_sums_of_squares_of_what_meets_a_matrix() {
     let input = folder.model();
     let text = "the quick brown fox jumps over the lazy dog ".repeat(8);
     let options = LlamaOptions::default();
-    let collect = CalibrationOptions { context: 32, chunks: Some(3), dataset: "fox".into() };
+    let collect = CalibrationOptions { context: 32, chunks: Some(3), picked: Picked::First, dataset: "fox".into() };
     let mut load = |_, _| ControlFlow::Continue(());
     let found = importances(&input, &options, &text, &collect, &mut load, &mut |_, _| ControlFlow::Continue(()))
         .expect("it runs");

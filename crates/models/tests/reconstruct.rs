@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use core_tensor::{BlockFormat, DType, FileAccess, Tensor, decode_f32};
 use loader_gguf::{Gguf, GgufWriter};
 use models::Error;
-use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration, importances};
+use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, Picked, TextCalibration, importances};
 use models::quantize::{
     Calibration, Manifest, QuantizeOptions, ReconstructOptions, ReconstructProgress, Reconstruction,
     quantize_calibrated, reconstruct,
@@ -129,7 +129,8 @@ fn training_begins_where_gptq_ends() {
     let folder = Folder::new("gptq");
     for name in ["llama", "qwen2"] {
         let path = write(&spec(name), &folder);
-        let collect = CalibrationOptions { context: 32, chunks: Some(12), dataset: "text".into() };
+        let collect =
+            CalibrationOptions { context: 32, chunks: Some(12), picked: Picked::First, dataset: "text".into() };
         let (run, feedback) =
             (LlamaOptions::default(), FeedbackOptions { damping: 0.01, ..FeedbackOptions::default() });
         let mut load = |_, _| ControlFlow::Continue(());
@@ -195,7 +196,7 @@ fn importances_of_the_text_are_collected_unless_there_are_some() {
     assert_eq!(told, options.chunks);
     let (found, _) = quantize.importances.clone().unwrap();
     let run = LlamaOptions::default();
-    let collect = CalibrationOptions { context: 32, chunks: Some(12), dataset: "text".into() };
+    let collect = CalibrationOptions { context: 32, chunks: Some(12), picked: Picked::First, dataset: "text".into() };
     let go_on = |_, _| ControlFlow::Continue(());
     let expected =
         importances(&path, &run, &text(), &collect, &mut { go_on }, &mut |_, _| ControlFlow::Continue(())).unwrap();

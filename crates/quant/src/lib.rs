@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod differences;
 mod dot;
 pub mod gptq;
 pub mod graph;
@@ -36,5 +37,6 @@ mod random;
 pub mod reconstruct;
 mod widest;
 
+pub use differences::differences;
 pub use importance::{Importance, Importances};
 pub use mixture::{AssignOptions, Mixture, ModelFacts, TensorFacts, UnknownMixture, assign};

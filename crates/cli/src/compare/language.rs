@@ -56,6 +56,7 @@ pub(super) fn run(arguments: &Arguments, b: &Path) -> Result<(), Failure> {
         let options = PerplexityOptions {
             context: arguments.language.context() as usize,
             chunks: arguments.language.chunks.map(|chunks| chunks as usize),
+            ..PerplexityOptions::default()
         };
         compare(&reference, &model, &text, &options, &mut |done, total, sums| {
             output::note(&format!("chunk {done} of {total}: KL divergence {:.5}", sums.mean_divergence()));

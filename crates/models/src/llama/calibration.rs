@@ -12,6 +12,7 @@ use polaris_quant::gptq::{Feedback, FeedbackError};
 use polaris_quant::prune::Products;
 use polaris_quant::{Importance, Importances};
 
+use super::chunks::Picked;
 use super::pipeline::{LoadProgress, positions};
 use super::taps::{Sums, Tap, build_tapped};
 use super::{Llama, LlamaConfig, LlamaOptions, Row};
@@ -26,6 +27,8 @@ pub struct CalibrationOptions {
     pub context: usize,
     /// Chunks at most; `None` takes all of the text.
     pub chunks: Option<usize>,
+    /// Which they are.
+    pub picked: Picked,
     /// What the result calls the text (a path).
     pub dataset: String,
 }
@@ -40,7 +43,8 @@ struct Tapped {
     taps: Vec<Tap>,
     tokens: Vec<u32>,
     context: usize,
-    chunks: usize,
+    /// The numbers of those that run.
+    chunks: Vec<usize>,
 }
 
 impl Tapped {
@@ -60,8 +64,8 @@ impl Tapped {
         let opened = backends::open(&options.backend)?;
         let model = Llama::with_graph(&gguf, config, graph, &opened.backends, &options, progress)?;
         let tokens = model.tokenize(text, EncodeOptions { add_special: true, parse_special: false });
-        let chunks = (tokens.len() / context).min(collect.chunks.unwrap_or(usize::MAX));
-        if chunks == 0 {
+        let chunks = collect.picked.numbers(tokens.len() / context, collect.chunks);
+        if chunks.is_empty() {
             return Err(Error::TextTooShort { tokens: tokens.len(), needed: context, context });
         }
         Ok(Tapped { model, taps, tokens, context, chunks })
@@ -78,7 +82,8 @@ impl Tapped {
         let bos = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
         let outputs: Vec<usize> = taps.iter().map(|tap| tap.output).collect();
         let mut sequences = self.model.sequences(1)?;
-        for (done, chunk) in self.tokens.chunks_exact(self.context).take(self.chunks).enumerate() {
+        for (done, number) in self.chunks.iter().enumerate() {
+            let chunk = &self.tokens[number * self.context..][..self.context];
             sequences.truncate(0, 0)?;
             let row = |(position, token): (usize, &u32)| Row {
                 slot: 0,
@@ -88,11 +93,11 @@ impl Tapped {
             };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
             sequences.outputs(&rows, &outputs, each)?;
-            if on_chunk(done + 1, self.chunks).is_break() {
+            if on_chunk(done + 1, self.chunks.len()).is_break() {
                 return Ok(done + 1);
             }
         }
-        Ok(self.chunks)
+        Ok(self.chunks.len())
     }
 }
 
@@ -333,7 +338,7 @@ impl Calibration for TextCalibration {
     }
 
     fn feedback_settings(&self) -> Option<FeedbackSettings> {
-        let (context, chunks) = (self.tapped.context, self.tapped.chunks);
+        let (context, chunks) = (self.tapped.context, self.tapped.chunks.len());
         self.options.hold.feedback().then_some(FeedbackSettings { damping: self.options.damping, context, chunks })
     }
 }

@@ -4,6 +4,28 @@ use super::{Llama, PerplexityOptions, Row};
 use crate::Error;
 use crate::tokenizer::EncodeOptions;
 
+/// Which chunks of a text are taken where not all are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Picked {
+    /// The first ones.
+    #[default]
+    First,
+    /// Some at equal distances: a text is seldom the same from its beginning to its end.
+    Spread,
+}
+
+impl Picked {
+    /// The numbers of so many chunks at most, of `whole` that there are.
+    pub(crate) fn numbers(self, whole: usize, most: Option<usize>) -> Vec<usize> {
+        let count = most.map_or(whole, |most| most.min(whole));
+        let number = |i: usize| match self {
+            Picked::First => i,
+            Picked::Spread => (i as u128 * whole as u128 / count as u128) as usize,
+        };
+        (0..count).map(number).collect()
+    }
+}
+
 /// The shortest chunk that scores a token.
 const SHORTEST: usize = 4;
 
@@ -16,6 +38,8 @@ const SHORTEST: usize = 4;
 pub(super) struct Chunks {
     tokens: Vec<u32>,
     pub(super) context: usize,
+    /// Which of the whole text's chunks they are.
+    numbers: Vec<usize>,
     /// How many there are.
     pub(super) count: usize,
     bos: Option<u32>,
@@ -38,9 +62,9 @@ impl Chunks {
         if tokens.len() / 2 < context {
             return Err(Error::TextTooShort { tokens: tokens.len(), needed: context.saturating_mul(2), context });
         }
-        let count = (tokens.len() / context).min(options.chunks.unwrap_or(usize::MAX));
+        let numbers = options.picked.numbers(tokens.len() / context, options.chunks);
         let bos = if model.tokenizer().adds_bos() { model.tokenizer().bos() } else { None };
-        Ok(Chunks { tokens, context, count, bos })
+        Ok(Chunks { tokens, context, count: numbers.len(), numbers, bos })
     }
 
     /// Tokens of the whole text.
@@ -49,7 +73,7 @@ impl Chunks {
     }
 
     fn chunk(&self, number: usize) -> &[u32] {
-        &self.tokens[number * self.context..][..self.context]
+        &self.tokens[self.numbers[number] * self.context..][..self.context]
     }
 
     /// What is evaluated for a chunk below `count`.
@@ -71,5 +95,21 @@ impl Chunks {
     /// Whether another model reads the text in the same tokens.
     pub(super) fn same_tokens(&self, other: &Chunks) -> bool {
         self.tokens == other.tokens && self.bos == other.bos
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Picked;
+
+    #[test]
+    fn chunks_are_the_first_ones_or_lie_all_over_the_text() {
+        assert_eq!(Picked::First.numbers(10, Some(3)), [0, 1, 2]);
+        assert_eq!(Picked::Spread.numbers(10, Some(3)), [0, 3, 6]);
+        for picked in [Picked::First, Picked::Spread] {
+            assert_eq!(picked.numbers(3, None), [0, 1, 2]);
+            assert_eq!(picked.numbers(3, Some(9)), [0, 1, 2]);
+            assert!(picked.numbers(0, Some(9)).is_empty());
+        }
     }
 }

@@ -23,6 +23,7 @@ pub use crate::chat_template::Message;
 pub use crate::sampler::SamplerOptions;
 pub use calibration::{CalibrationOptions, FeedbackOptions, Hold, MatrixInputs, OnChunk, TextCalibration, importances};
 pub use chat::{Chat, ChatOptions};
+pub use chunks::Picked;
 pub use comparison::{Comparison, ComparisonSums, Divergence, Reference, compare};
 pub use config::{Architecture, Layer, LlamaConfig, Rope};
 pub use graph::{CANDIDATES, MAX_ROWS, bounds, build};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::Llama;
-use super::chunks::Chunks;
+use super::chunks::{Chunks, Picked};
 use crate::Error;
 
 /// How perplexity is measured.
@@ -16,11 +16,13 @@ pub struct PerplexityOptions {
     pub context: usize,
     /// Chunks at most; `None` takes all of the text.
     pub chunks: Option<usize>,
+    /// Which they are.
+    pub picked: Picked,
 }
 
 impl Default for PerplexityOptions {
     fn default() -> PerplexityOptions {
-        PerplexityOptions { context: 512, chunks: None }
+        PerplexityOptions { context: 512, chunks: None, picked: Picked::First }
     }
 }
 

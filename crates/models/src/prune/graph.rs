@@ -18,8 +18,8 @@ use super::{NamePattern, PruneReport, PruneSettings, PruneStep, PrunedTensor};
 use crate::Error;
 use crate::backends::{self, BackendOptions};
 use crate::quantize::graph::{CalibrationData, GraphModel, initializers};
-use crate::quantize::tensors::differences;
 use crate::quantize::{FileRecord, Manifest, QuantizeProgress, Settings};
+use polaris_quant::differences;
 
 /// What goes of a graph.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -26,7 +26,7 @@ use loader_gguf::Gguf;
 
 use crate::Error;
 use crate::backends::BackendOptions;
-use crate::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, TextCalibration};
+use crate::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, Picked, TextCalibration};
 use crate::quantize::{
     FileRecord, Manifest, QuantizeProgress, Settings, TensorRecord, check_output, quantize, sources,
 };
@@ -143,7 +143,12 @@ fn calibration(
     let Some(text) = &options.calibration else { return Ok(None) };
     let backend = BackendOptions { threads: Some(options.threads), ..text.backend };
     let llama = LlamaOptions { access: options.access, backend, ..LlamaOptions::default() };
-    let collect = CalibrationOptions { context: text.context, chunks: text.chunks, dataset: text.dataset.clone() };
+    let collect = CalibrationOptions {
+        context: text.context,
+        chunks: text.chunks,
+        picked: Picked::Spread,
+        dataset: text.dataset.clone(),
+    };
     let feedback = FeedbackOptions {
         damping: options.damping,
         memory: text.memory,

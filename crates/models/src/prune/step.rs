@@ -15,8 +15,9 @@ use super::plan::{Action, Extents, Unit};
 use super::{PruneOptions, PrunePlan, PruneStep, PrunedShape, PrunedTensor, StructurePruning, WeightPruning, What};
 use crate::Error;
 use crate::llama::{MatrixInputs, TextCalibration};
-use crate::quantize::tensors::{Job, differences, release};
+use crate::quantize::tensors::{Job, release};
 use crate::quantize::{QuantizeProgress, SPLIT, TensorRecord};
+use polaris_quant::differences;
 
 /// What a step works on.
 pub(super) struct Setup<'a> {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use core_tensor::{DType, Tensor, decode_f32};
 use loader_gguf::Gguf;
 use polaris_quant::block::encode;
+use polaris_quant::differences;
 use polaris_quant::gptq::{self, Feedback};
 
 use super::{Planned, QuantizeProgress, TensorRecord};
@@ -255,34 +256,6 @@ impl Slab<'_> {
         }
         Ok(loss)
     }
-}
-
-/// Sums of the squared differences and of the squares: eight sums side by side, so that they are vectors.
-pub(crate) fn differences(values: &[f32], decoded: &[f32]) -> (f64, f64) {
-    let (mut noise, mut power) = (0.0f64, 0.0f64);
-    for (values, decoded) in values.chunks(1024).zip(decoded.chunks(1024)) {
-        let (mut d, mut p) = ([0.0f32; 8], [0.0f32; 8]);
-        let ((values, more), (decoded, more_decoded)) = (values.as_chunks::<8>(), decoded.as_chunks::<8>());
-        for (values, decoded) in values.iter().zip(decoded) {
-            for i in 0..8 {
-                d[i] += (values[i] - decoded[i]) * (values[i] - decoded[i]);
-                p[i] += values[i] * values[i];
-            }
-        }
-        for (i, (x, y)) in more.iter().zip(more_decoded).enumerate() {
-            d[i] += (x - y) * (x - y);
-            p[i] += x * x;
-        }
-        noise += d.iter().map(|d| f64::from(*d)).sum::<f64>();
-        power += p.iter().map(|p| f64::from(*p)).sum::<f64>();
-    }
-    if !(noise.is_finite() && power.is_finite()) {
-        // Squares of large numbers are beyond f32.
-        let square = |x: f64| x * x;
-        noise = values.iter().zip(decoded).map(|(x, y)| square(f64::from(*x) - f64::from(*y))).sum();
-        power = values.iter().map(|x| square(f64::from(*x))).sum();
-    }
-    (noise, power)
 }
 
 /// Lets go of a part of a mapped tensor's pages: all together they would be the whole model.

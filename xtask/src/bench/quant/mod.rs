@@ -32,6 +32,9 @@ const QUICK: [&str; 4] = ["Q8_0", "Q4_K_M", "Q4_0", "IQ4_NL"];
 /// Types that a mixed model of the same size has to beat.
 const MIXED: [&str; 2] = ["Q4_K_S", "Q3_K_M"];
 
+/// What of F32's size a calibrated model takes.
+const CALIBRATED: f64 = 0.15;
+
 /// What is predicted; public domain.
 const TEXT: &str = "tests/fixtures/us-constitution.txt";
 /// What models are calibrated on, one text behind the other: none that is predicted.
@@ -110,6 +113,8 @@ struct Bench {
     importances: PathBuf,
     /// The texts of [`CALIBRATION`].
     calibration: PathBuf,
+    /// The same and the first half of [`TEXT`], and the other half.
+    halves: [PathBuf; 2],
     scratch: Scratch,
 }
 
@@ -127,7 +132,8 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
     let scratch = Scratch::beside(&folder)?;
     let file = |name: &str| scratch.path().join(name);
     let (source, importances, calibration) = (file("F16.gguf"), file("imatrix.gguf"), file("calibration.txt"));
-    let bench = Bench { options, polaris, peer, source, importances, calibration, scratch };
+    let halves = [file("calibrated.txt"), file("held-out.txt")];
+    let bench = Bench { options, polaris, peer, source, importances, calibration, halves, scratch };
     bench.prepare()?;
     if bench.options.prune {
         return prune::run(&bench);
@@ -152,6 +158,7 @@ pub(super) fn main(arguments: Arguments) -> Result<(), String> {
         for kind in MIXED {
             report.rows.push(bench.mixed(kind)?);
         }
+        report.rows.push(bench.calibrated()?);
     }
     print!("{}", report.to_text());
     if let Some(path) = &options.json {
@@ -232,16 +239,42 @@ impl Bench {
         Ok(row)
     }
 
+    /// A mixed model of [`CALIBRATED`] of F32's size, rounded by GPTQ, of a text of the kind that it is calibrated on.
+    fn calibrated(&self) -> Result<Row, String> {
+        let [known, held_out] = &self.halves;
+        let text = command::repository().join(TEXT);
+        let whole = fs::read_to_string(&text).map_err(|error| format!("{}: {error}", text.display()))?;
+        let middle = whole.len() / 2 + whole[whole.len() / 2..].find('\n').map_or(0, |at| at + 1);
+        let mut calibration = fs::read_to_string(&self.calibration).map_err(|error| error.to_string())?;
+        calibration.push_str(&whole[..middle]);
+        fs::write(known, calibration).map_err(|error| format!("{}: {error}", known.display()))?;
+        fs::write(held_out, &whole[middle..]).map_err(|error| format!("{}: {error}", held_out.display()))?;
+
+        let (ours, importances) = (self.scratch.path().join("calibrated.gguf"), self.scratch.path().join("known.gguf"));
+        let mut collect = self.polaris("imatrix", &["--device", "cpu", "--activations", "f32", "-m"]);
+        command::output(collect.arg(&self.source).arg("-f").arg(known).arg("-o").arg(&importances))?;
+        let size = ((2 * file_bytes(&self.source)?) as f64 * CALIBRATED) as u64;
+        let mut quantize = self.polaris("quantize", &["--type", "mixed", "--no-manifest", "--gptq", "--target-size"]);
+        quantize.arg(size.to_string()).arg("--imatrix").arg(&importances);
+        quantize.args(["--probe-chunks", "6", "--data"]).arg(known).arg("--calibrate").arg(known);
+        let mut row = Row { kind: report::CALIBRATED.to_owned(), weighted: true, ..Row::default() };
+        row.ours.seconds.push(measure::run(quantize.arg(&self.source).arg(&ours))?.total.as_secs_f64());
+        let value = self.compared(&ours, held_out, true)?;
+        row.ours.quality =
+            Some(Quality::of(&value).ok_or_else(|| format!("polaris compare told something else: {value}"))?);
+        Ok(row)
+    }
+
     /// By one program for both files, so that nothing but the weights is compared.
     fn quality(&self, model: &Path, speed: bool) -> Result<Quality, String> {
-        let value = self.compared(model, speed)?;
+        let value = self.compared(model, &command::repository().join(TEXT), speed)?;
         Quality::of(&value).ok_or_else(|| format!("polaris compare told something else: {value}"))
     }
 
     /// What `polaris compare` tells of the source and a model.
-    fn compared(&self, model: &Path, speed: bool) -> Result<Value, String> {
+    fn compared(&self, model: &Path, text: &Path, speed: bool) -> Result<Value, String> {
         let mut compare = self.polaris("compare", &["--device", "cpu", "--activations", "f32", "--json", "--data"]);
-        compare.arg(command::repository().join(TEXT)).args(["--chunks", &self.options.chunks.to_string()]);
+        compare.arg(text).args(["--chunks", &self.options.chunks.to_string()]);
         if !speed {
             compare.args(["--speed-prompt", "0", "--speed-decode", "0"]);
         }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::command;
 
-use super::{Bench, CALIBRATION, file_bytes};
+use super::{Bench, CALIBRATION, TEXT, file_bytes};
 
 /// Chunks of [`CALIBRATION`], of 512 tokens.
 const CHUNKS: &str = "16";
@@ -108,7 +108,7 @@ impl Bench {
         }
         let told = command::output(prune.arg(&self.source).arg(&output))?;
         let pruned: Value = serde_json::from_str(&told).map_err(|error| format!("polaris prune: {error}"))?;
-        let compared = self.compared(&output, true)?;
+        let compared = self.compared(&output, &command::repository().join(TEXT), true)?;
         Row::of(way.name, &pruned, &compared).ok_or_else(|| format!("{}: the command told something else", way.name))
     }
 }

@@ -56,10 +56,13 @@ impl Made {
     }
 }
 
+/// The kind of the model of 15 % of F32's size, of whose kind of text it has seen some.
+pub(super) const CALIBRATED: &str = "mixed, calibrated";
+
 /// A type, with importances or without.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Row {
-    /// "Q4_K_M", or "mixed@Q4_K_S" for a mixed model no larger than that.
+    /// "Q4_K_M", "mixed@Q4_K_S" for a mixed model no larger than that, or [`CALIBRATED`].
     pub(super) kind: String,
     pub(super) weighted: bool,
     /// Runs in which others used the machine.
@@ -95,6 +98,10 @@ impl Row {
         format!("{}{}", self.kind, if self.weighted { "+imatrix" } else { "" })
     }
 
+    fn is_calibrated(&self) -> bool {
+        self.kind == CALIBRATED
+    }
+
     fn is_mixed(&self) -> bool {
         self.kind.starts_with("mixed@")
     }
@@ -106,7 +113,10 @@ impl Row {
 
     fn goals(&self, beside_peer: bool) -> Vec<Goal> {
         let mut goals = Vec::new();
-        if self.is_mixed() {
+        if self.is_calibrated() {
+            let value = self.ours.quality.as_ref().map(|quality| quality.perplexity_ratio);
+            goals.push(Goal { what: "perplexity, of F16's", at_least: false, limit: 1.03, value });
+        } else if self.is_mixed() {
             let value = self.ratio(|quality| quality.perplexity);
             goals.push(Goal { what: "perplexity, of the uniform type's", at_least: false, limit: 1.0, value });
             let value = self.ratio(|quality| quality.bytes as f64);

@@ -13,7 +13,7 @@ use super::overlay::Overlay;
 use super::{Candidate, MixedOptions, MixedProgress, Probes};
 use crate::Error;
 use crate::backends::{self, Activations, BackendOptions};
-use crate::llama::{KvDType, Llama, LlamaOptions, PerplexityOptions, Reference};
+use crate::llama::{KvDType, Llama, LlamaOptions, PerplexityOptions, Picked, Reference};
 
 /// Weights of a tensor that errors are measured on at most.
 const SAMPLE: usize = 1 << 18;
@@ -63,7 +63,8 @@ impl<'a> Lab<'a> {
         let backends = backends::open(&backend)?.backends;
         let lab = Lab { model, options, runs: None, demanded: Vec::new() };
         let original = lab.load(&backends, &run, HashMap::new())?;
-        let chunks = PerplexityOptions { context: options.context, chunks: Some(options.chunks) };
+        let (context, chunks) = (options.context, Some(options.chunks));
+        let chunks = PerplexityOptions { context, chunks, picked: Picked::Spread };
         let reference = Reference::of(&original, text, &chunks)?;
         if !reference.is_finite() {
             let reason = "its own predictions on the text are no numbers: nothing can be measured with it".to_owned();

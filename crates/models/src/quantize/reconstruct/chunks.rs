@@ -5,7 +5,7 @@ use loader_gguf::Gguf;
 
 use super::ReconstructOptions;
 use crate::Error;
-use crate::llama::{Architecture, LlamaConfig, tokenizer};
+use crate::llama::{Architecture, LlamaConfig, Picked, tokenizer};
 use crate::tokenizer::EncodeOptions;
 
 /// The table of the tokens' embeddings.
@@ -22,10 +22,11 @@ impl Chunks {
         let tokens = tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false });
         let context = options.context;
         let bos = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
-        let chunks: Vec<Vec<u32>> = tokens
-            .chunks_exact(context)
-            .take(options.chunks)
-            .map(|chunk| [&[bos.unwrap_or(chunk[0])], &chunk[1..]].concat())
+        let numbers = Picked::Spread.numbers(tokens.len() / context, Some(options.chunks));
+        let chunk = |number: usize| &tokens[number * context..][..context];
+        let chunks: Vec<Vec<u32>> = numbers
+            .into_iter()
+            .map(|number| [&[bos.unwrap_or(chunk(number)[0])], &chunk(number)[1..]].concat())
             .collect();
         if chunks.is_empty() {
             return Err(Error::TextTooShort { tokens: tokens.len(), needed: context, context });

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::{Calibration, FeedbackSettings, Planned, QuantizeOptions, plan};
 use crate::Error;
 use crate::backends::{BackendOptions, Device};
-use crate::llama::{CalibrationOptions, LlamaConfig, LlamaOptions, importances};
+use crate::llama::{CalibrationOptions, LlamaConfig, LlamaOptions, Picked, importances};
 
 use chunks::{Chunks, EMBEDDING};
 use distillation::{Distillation, Head, distill};
@@ -74,7 +74,7 @@ impl Default for ReconstructOptions {
             scale_rate: 0.002,
             vector_rate: 0.002,
             distill_steps: 0,
-            distill_rate: 0.25,
+            distill_rate: 0.05,
             seed: 1,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -411,8 +411,12 @@ fn collect_importances(
 ) -> Result<polaris_quant::Importances, Error> {
     let backend = BackendOptions { device: Device::Cpu, threads: Some(options.threads), ..BackendOptions::default() };
     let run = LlamaOptions { access: quantize.access, backend, ..LlamaOptions::default() };
-    let collect =
-        CalibrationOptions { context: options.context, chunks: Some(options.chunks), dataset: dataset.to_owned() };
+    let collect = CalibrationOptions {
+        context: options.context,
+        chunks: Some(options.chunks),
+        picked: Picked::Spread,
+        dataset: dataset.to_owned(),
+    };
     let mut cancelled = false;
     let found = importances(input, &run, text, &collect, &mut |_, _| ControlFlow::Continue(()), &mut |done, all| {
         let flow = progress(ReconstructProgress::Importances(done, all));
