@@ -8,6 +8,9 @@ use crate::Error;
 use crate::llama::{Architecture, LlamaConfig, Picked, tokenizer};
 use crate::tokenizer::EncodeOptions;
 
+/// What becomes of some rows of weights.
+pub(super) type Changed<'a> = dyn Fn(&[f32]) -> Result<Vec<f32>, Error> + 'a;
+
 /// The table of the tokens' embeddings.
 pub(super) const EMBEDDING: &str = "token_embd.weight";
 
@@ -43,7 +46,7 @@ impl Chunks {
         &self,
         model: &Gguf,
         config: &LlamaConfig,
-        changed: Option<&dyn Fn(&[f32]) -> Result<Vec<f32>, Error>>,
+        changed: Option<&Changed<'_>>,
     ) -> Result<Vec<Tensor>, Error> {
         let table = model.tensor(EMBEDDING)?;
         let fault =
