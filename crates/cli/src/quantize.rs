@@ -25,7 +25,7 @@ use crate::mixed::{self, Mixed};
 use crate::model::LoadBar;
 use crate::output;
 use crate::quantize_graph::{Common, GraphArguments};
-use crate::reconstruct::{CalibrationText, Reconstruct};
+use crate::reconstruct::{CalibrationText, Reconstruct, of_calibration};
 
 /// Tokens of a chunk of a text that calibrates.
 const CALIBRATION_CONTEXT: usize = 512;
@@ -343,7 +343,7 @@ fn calibration(
         on_chunk,
     );
     bar.clear();
-    Ok(Some(opened?))
+    opened.map(Some).map_err(of_calibration)
 }
 
 fn options(arguments: &Arguments, mixture: Mixture) -> Result<QuantizeOptions, Failure> {

@@ -142,17 +142,17 @@ impl Reconstruct {
             }
             if interrupt.requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        reconstruct(input, quantize, &content, &dataset, &options, start, &mut tell).map(Some).map_err(|error| {
-            match error {
-                models::Error::Option { name: "context", reason } => {
-                    Failure::Runtime(option("calibration-context", &reason))
-                }
-                models::Error::Option { name: "chunks", reason } => {
-                    Failure::Runtime(option("calibration-chunks", &reason))
-                }
-                error => error.into(),
-            }
-        })
+        reconstruct(input, quantize, &content, &dataset, &options, start, &mut tell).map(Some).map_err(of_calibration)
+    }
+}
+
+/// What is wrong with how a text is cut, by the names that the options have here.
+pub(crate) fn of_calibration(error: models::Error) -> Failure {
+    match error {
+        models::Error::Option { name: name @ ("context" | "chunks"), reason } => {
+            Failure::Runtime(option(&format!("calibration-{name}"), &reason))
+        }
+        error => error.into(),
     }
 }
 

@@ -176,6 +176,8 @@ fn rounding_follows_a_text_and_the_manifest_tells_how() {
     let told = json(&polaris(&[&gptq[..], &train].concat()).succeeded());
     assert_eq!((&told["settings"]["gptq"]["context"], &told["reconstruction"]["steps"]), (&64.into(), &2.into()));
     assert!(std::fs::read(&output).unwrap() != standard.1);
+    polaris(&[&gptq[..], &["--calibration-context", "100000"]].concat())
+        .failed(1, &["--calibration-context", "the model knows"]);
     // Without --reconstruct its options mean nothing.
     polaris(&[&gptq[..], &["--steps", "2"]].concat()).failed(2, &["--reconstruct"]);
 }
@@ -215,7 +217,7 @@ fn importances_replace_no_model_and_go_nowhere_that_cannot_be_written() {
     collect(&folder.path().display().to_string()).failed(1, &["a folder"]);
 }
 
-/// Who presses Ctrl-C gets what there is, and an exit code that tells that it is not all.
+/// Who presses Ctrl-C, or tells the process to end, gets what there is, and an exit code that tells that it is not all.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_collection_is_kept_and_told() {
@@ -226,15 +228,19 @@ fn an_interrupted_collection_is_kept_and_told() {
     let model = folder.tiny_model();
     let text = folder.file("text", "abc cab ".repeat(400_000).as_bytes());
     let output = folder.path().join("imatrix").display().to_string();
-    let mut command = command(&["imatrix", "-m", &model, "-f", &text, "-o", &output, "-c", "32", "--device", "cpu"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut notes = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(notes.by_ref().any(|line| line.unwrap().starts_with("chunk 3 ")));
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    notes.for_each(drop);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    let quantized = format!("{model}.q.gguf");
-    polaris(&["quantize", &model, &quantized, "--type", "Q4_1", "--imatrix", &output]).succeeded();
+    for signal in ["-INT", "-TERM"] {
+        let mut command =
+            command(&["imatrix", "-m", &model, "-f", &text, "-o", &output, "-c", "32", "--device", "cpu"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut notes = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(notes.by_ref().any(|line| line.unwrap().starts_with("chunk 3 ")));
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        notes.for_each(drop);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        let quantized = format!("{model}.q.gguf");
+        polaris(&["quantize", &model, &quantized, "--type", "Q4_1", "--imatrix", &output]).succeeded();
+        std::fs::remove_file(&output).unwrap();
+    }
 }
 
 /// A model, its quantized form and a text: what a comparison takes.

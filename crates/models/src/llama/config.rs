@@ -153,6 +153,15 @@ impl<'a> Keys<'a> {
 }
 
 impl LlamaConfig {
+    /// Fails where chunks of a text are longer than what the model was trained with.
+    pub(crate) fn check_context(&self, context: usize) -> Result<(), Error> {
+        if context <= self.trained_context {
+            return Ok(());
+        }
+        let reason = format!("{context} tokens, and the model knows {}", self.trained_context);
+        Err(Error::Option { name: "context", reason })
+    }
+
     /// Reads and checks the metadata of a file.
     ///
     /// # Errors

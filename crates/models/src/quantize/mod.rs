@@ -270,11 +270,21 @@ fn metadata(writer: &mut GgufWriter<'_>, model: &Gguf, options: &QuantizeOptions
     Ok(())
 }
 
+/// How much the columns of a tensor count.
+fn means(importances: &Importances, name: &str) -> Option<Vec<f32>> {
+    let mut means = importances.entries.get(name)?.means();
+    if name == "token_embd.weight" {
+        // Known is what meets it as the output matrix. Its rows are looked up as well, and there columns count alike.
+        let mean = means.iter().sum::<f32>() / means.len().max(1) as f32;
+        means.iter_mut().for_each(|value| *value += mean);
+    }
+    Some(means)
+}
+
 /// The importances of a tensor's columns, for each of its matrices.
 fn importance(options: &QuantizeOptions, tensor: &Planned) -> Result<Option<Vec<f32>>, Error> {
     let Some((importances, file)) = &options.importances else { return Ok(None) };
-    let Some(entry) = importances.entries.get(&tensor.name).filter(|_| tensor.to.is_block()) else { return Ok(None) };
-    let means = entry.means();
+    let Some(means) = means(importances, &tensor.name).filter(|_| tensor.to.is_block()) else { return Ok(None) };
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let matrices = tensor.shape.iter().rev().skip(2).product::<usize>();
     if means.len() == columns * matrices {

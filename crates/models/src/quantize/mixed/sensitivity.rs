@@ -91,7 +91,7 @@ impl<'a> Lab<'a> {
     /// The importances of a tensor's columns, if they are known and it is one matrix.
     fn importance(&self, name: &str, columns: usize) -> Option<Vec<f32>> {
         let (importances, _) = self.options.importances.as_ref()?;
-        Some(importances.entries.get(name)?.means()).filter(|means| means.len() == columns)
+        crate::quantize::means(importances, name).filter(|means| means.len() == columns)
     }
 
     /// The relative error of a tensor in each type, on rows from all over it.

@@ -261,10 +261,7 @@ pub fn reconstruct(
     options.check()?;
     let model = Gguf::open(input, quantize.access)?;
     let config = LlamaConfig::from_gguf(&model)?;
-    if options.context > config.trained_context {
-        let reason = format!("{} tokens, and the model knows {}", options.context, config.trained_context);
-        return Err(Error::Option { name: "context", reason });
-    }
+    config.check_context(options.context)?;
     if quantize.importances.is_none() && start.is_none() {
         let found = collect_importances(input, quantize, text, dataset, options, progress)?;
         quantize.importances = Some((found, String::new()));
