@@ -256,7 +256,7 @@ impl Bench {
         let size = ((2 * file_bytes(&self.source)?) as f64 * CALIBRATED) as u64;
         let mut quantize = self.polaris("quantize", &["--type", "mixed", "--no-manifest", "--gptq", "--target-size"]);
         quantize.arg(size.to_string()).arg("--imatrix").arg(&importances);
-        quantize.args(["--probe-chunks", "6", "--data"]).arg(known).arg("--calibrate").arg(known);
+        quantize.args(["--probe-parts", "--probe-chunks", "6", "--data"]).arg(known).arg("--calibrate").arg(known);
         let mut row = Row { kind: report::CALIBRATED.to_owned(), weighted: true, ..Row::default() };
         row.ours.seconds.push(measure::run(quantize.arg(&self.source).arg(&ours))?.total.as_secs_f64());
         let value = self.compared(&ours, held_out, true)?;
