@@ -8,7 +8,7 @@ use clap::Args;
 use core_tensor::{DType, FileAccess};
 use loader_gguf::Gguf;
 use models::backends::BackendOptions;
-use models::llama::{CalibrationOptions, FeedbackOptions, LlamaOptions, Picked, TextCalibration};
+use models::llama::{CalibrationOptions, FeedbackOptions, LlamaConfig, LlamaOptions, Picked, TextCalibration};
 use models::quantize::{
     Calibration, Manifest, Planned, QuantizeOptions, TensorType, check_output, plan, quantize_calibrated,
     read_importances, sources, tensor_dtype,
@@ -17,7 +17,7 @@ use polaris_quant::graph::GraphType;
 use polaris_quant::{AssignOptions, Mixture, UnknownMixture};
 use serde_json::json;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, option};
 use crate::generate::read_text;
 use crate::interrupt::Interrupt;
 use crate::manifest::{self, manifest_path, write_whole};
@@ -197,11 +197,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     // What cannot be done is told before a text runs for hours.
     planned(arguments, &options)?;
-    let feedback = calibration(arguments, &options, &interrupt)?;
+    let context = calibration_context(arguments, &options)?;
+    let feedback = calibration(arguments, context, &options, &interrupt)?;
     let feedback = feedback.as_ref().map(|feedback| feedback as &dyn Calibration);
     let text = arguments.graph.calibrate.as_deref().map(|path| CalibrationText {
         path: Path::new(path),
-        context: arguments.calibration_context,
+        context,
         chunks: arguments.calibration_chunks,
     });
     let trained = arguments.reconstruct.run(&arguments.input, text, &mut options, feedback, &interrupt)?;
@@ -304,9 +305,26 @@ fn finish(manifest: Manifest, arguments: &Arguments) -> Result<(), Failure> {
     output::write(&(manifest.mixed.as_ref().map_or(String::new(), mixed::as_text) + &manifest::as_text(&manifest)))
 }
 
+/// Tokens of a chunk of the text: no more than the model was trained with.
+fn calibration_context(arguments: &Arguments, options: &QuantizeOptions) -> Result<usize, Failure> {
+    if arguments.graph.calibrate.is_none() {
+        return Ok(CALIBRATION_CONTEXT);
+    }
+    let known = LlamaConfig::from_gguf(&Gguf::open(&arguments.input, options.access)?)?.trained_context;
+    match arguments.calibration_context.map(|n| n as usize) {
+        Some(context) if context > known => {
+            let reason = format!("{context} tokens, and the model knows {known}");
+            Err(Failure::Runtime(option("calibration-context", &reason)))
+        }
+        Some(context) => Ok(context),
+        None => Ok(CALIBRATION_CONTEXT.min(known)),
+    }
+}
+
 /// The model with the text that is to run through it.
 fn calibration(
     arguments: &Arguments,
+    context: usize,
     options: &QuantizeOptions,
     interrupt: &Interrupt,
 ) -> Result<Option<TextCalibration>, Failure> {
@@ -317,7 +335,7 @@ fn calibration(
     let backend = BackendOptions { threads: Some(options.threads), ..BackendOptions::default() };
     let llama = LlamaOptions { access: options.access, backend, ..LlamaOptions::default() };
     let collect = CalibrationOptions {
-        context: arguments.calibration_context.map_or(CALIBRATION_CONTEXT, |n| n as usize),
+        context,
         chunks: Some(arguments.calibration_chunks.map_or(CALIBRATION_CHUNKS, |n| n as usize)),
         picked: Picked::Spread,
         dataset: path.display().to_string(),

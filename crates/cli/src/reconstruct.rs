@@ -56,7 +56,7 @@ pub(crate) struct Reconstruct {
 #[derive(Clone, Copy)]
 pub(crate) struct CalibrationText<'a> {
     pub(crate) path: &'a Path,
-    pub(crate) context: Option<u32>,
+    pub(crate) context: usize,
     pub(crate) chunks: Option<u32>,
 }
 
@@ -98,7 +98,6 @@ impl Reconstruct {
         let mut options = ReconstructOptions { threads: quantize.threads, ..ReconstructOptions::default() };
         let counts = [
             (&mut options.steps, self.steps),
-            (&mut options.context, text.context),
             (&mut options.chunks, text.chunks),
             (&mut options.batch, self.batch),
             (&mut options.distill_steps, self.distill_steps),
@@ -115,6 +114,7 @@ impl Reconstruct {
         for (option, given) in rates {
             *option = given.unwrap_or(*option);
         }
+        options.context = text.context;
         options.seed = self.order_seed.unwrap_or(options.seed);
         let content = read_text(text.path)?;
         let dataset = text.path.display().to_string();

@@ -164,7 +164,7 @@ fn rounding_follows_a_text_and_the_manifest_tells_how() {
     };
     let (standard, strict) = (made(&[]), made(&["--damping", "10", "--memory", "0"]));
     assert_eq!((&standard.0["gptq"]["damping"], &strict.0["gptq"]["damping"]), (&0.1.into(), &10.0.into()));
-    assert_eq!((&standard.0["calibration"], &standard.0["gptq"]["context"]), (&text.clone().into(), &512.into()));
+    assert_eq!((&standard.0["calibration"], &standard.0["gptq"]["context"]), (&text.clone().into(), &256.into()));
     polaris(&["quantize", &model, &output, "--type", "Q4_0"]).succeeded();
     let plain = std::fs::read(&output).unwrap();
     assert!(standard.1 != strict.1 && standard.1 != plain && strict.1 != plain);

@@ -60,7 +60,6 @@ impl Tapped {
         let options = LlamaOptions { context: Some(context), slots: 1, ..*options };
         let gguf = Gguf::open(path, options.access)?;
         let config = LlamaConfig::from_gguf(&gguf)?;
-        config.check_context(context)?;
         let (graph, taps) = build_tapped(&config, &gguf, options.kv_dtype, positions(&config, &options)?, sums)?;
         let opened = backends::open(&options.backend)?;
         let model = Llama::with_graph(&gguf, config, graph, &opened.backends, &options, progress)?;
